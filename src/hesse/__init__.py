@@ -1,0 +1,27 @@
+"""hesse: exact second derivatives of PyTorch functions."""
+
+from hesse.answer import Result
+from hesse.certificate import Certificate
+from hesse.errors import HesseError, HesseWarning
+from hesse.plan import Plan
+from hesse.questions.diagonal import hessian_diagonal, model_hessian_diagonal
+from hesse.questions.hessian import hessian, hessian_blocks
+from hesse.questions.products import hvp, second_directional_derivative
+from hesse.questions.trace import hessian_trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Certificate",
+    "HesseError",
+    "HesseWarning",
+    "Plan",
+    "Result",
+    "hessian",
+    "hessian_blocks",
+    "hessian_diagonal",
+    "hessian_trace",
+    "hvp",
+    "model_hessian_diagonal",
+    "second_directional_derivative",
+]

@@ -1,0 +1,83 @@
+"""The certificate: a computed matrix against one product by plain autograd.
+
+A Hessian is linear, so one random vector exposes a wrong one (Freivalds 1977): the computed matrix
+times random signs must equal the product that a plain double backward gives for those signs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hesse.gradient import Gradient
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the check of a result found.
+
+    Attributes:
+        deviation: the largest deviation from plain autograd over all probes, relative to the norm.
+        bound: what rounding alone may reach in this dtype and size.
+        probes: number of products by plain autograd that the result was compared with.
+    """
+
+    deviation: float
+    bound: float
+    probes: int
+
+    @property
+    def passed(self) -> bool:
+        """Is the deviation within the bound? NaN results, which have no deviation, do not pass."""
+        return self.deviation <= self.bound
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Signs times a computed block.
+
+    Attributes:
+        rows: the tensors (indices) whose rows the block has.
+        columns: the tensors whose columns it has.
+        signs: the vector, one tensor for each of `rows`.
+        computed: signs times block, one tensor for each of `columns`.
+        norm: Frobenius norm of the block; the product itself may cancel to almost nothing.
+    """
+
+    rows: Sequence[int]
+    columns: Sequence[int]
+    signs: Sequence[Tensor]
+    computed: Sequence[Tensor]
+    norm: float
+
+
+def random_signs(like: Sequence[Tensor]) -> list[Tensor]:
+    """One tensor of +1 and -1 for each; torch's global random state is not touched."""
+    generator = torch.Generator()
+    generator.manual_seed(20_241_120)
+    return [(torch.randint(0, 2, t.shape, generator=generator) * 2 - 1).to(t.device, t.dtype) for t in like]
+
+
+def certify(gradient: Gradient, probes: Sequence[Probe]) -> Certificate:
+    """Compare every probe with one plain product."""
+    size = sum(leaf.numel() for leaf in gradient.leaves)
+    eps = max(torch.finfo(leaf.dtype).eps for leaf in gradient.leaves)
+    bound = max(math.sqrt(eps), 4 * eps * math.sqrt(size))
+    # Some blocks are zero but for rounding (a bias before a batch norm): measure those by the rest.
+    floor = 100 * eps / bound * max((probe.norm for probe in probes), default=0.0)
+    worst = 0.0
+    for probe in probes:
+        exact = gradient.product(probe.signs, probe.rows, probe.columns)
+        difference = _norm([c - e for c, e in zip(probe.computed, exact, strict=True)])
+        scale = max(_norm(exact), probe.norm, floor)
+        deviation = difference / scale if scale > 0 else (0.0 if difference == 0 else math.inf)
+        worst = deviation if not deviation <= worst else worst  # a NaN must not get lost
+    return Certificate(worst, bound, len(probes))
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.hypot(*(torch.linalg.vector_norm(t.detach().double()).item() for t in tensors))

@@ -1,0 +1,212 @@
+"""One evaluation of a problem with the graph of its gradient: what every product starts from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
+
+from hesse.errors import (
+    HesseError,
+    IndependentError,
+    NotDeterministicError,
+    NotTwiceDifferentiableError,
+    OutputError,
+)
+from hesse.problem import Problem
+from hesse.runtime.isolation import Watch, isolated
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of a problem at its point, differentiable once more.
+
+    Attributes:
+        value: the function's value.
+        leaves: the tensors that were differentiated by.
+        parts: the gradient by each leaf; None where a leaf has no influence or requires no grad.
+        symmetric: nothing was met that could make the derivative of the gradient asymmetric.
+    """
+
+    value: Tensor
+    leaves: tuple[Tensor, ...]
+    parts: tuple[Tensor | None, ...]
+    symmetric: bool
+
+    @property
+    def curved(self) -> list[int]:
+        """Indices of the tensors whose gradient is not constant; all others have zero rows."""
+        return [i for i, part in enumerate(self.parts) if part is not None and part.requires_grad]
+
+    def product(
+        self,
+        vectors: Sequence[Tensor],
+        rows: Sequence[int],
+        columns: Sequence[int],
+        create_graph: bool = False,
+    ) -> list[Tensor]:
+        """Vectors times the block of these rows and columns, by one plain double backward."""
+        pairs = [
+            (self.parts[i], vector)
+            for i, vector in zip(rows, vectors, strict=True)
+            if self.parts[i] is not None and self.parts[i].requires_grad  # type: ignore[union-attr]
+        ]
+        reachable = [j for j in columns if self.leaves[j].requires_grad]
+        found: dict[int, Tensor | None] = {}
+        if pairs and reachable:
+            outputs, cotangents = zip(*pairs, strict=True)
+            with errors_explained(), torch.enable_grad():
+                results = torch.autograd.grad(
+                    outputs,
+                    [self.leaves[j] for j in reachable],
+                    cotangents,
+                    retain_graph=True,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
+            found = dict(zip(reachable, results, strict=True))
+        products = (found.get(j) for j in columns)
+        return [
+            torch.zeros_like(self.leaves[j]) if product is None else product
+            for j, product in zip(columns, products, strict=True)
+        ]
+
+
+@contextmanager
+def evaluated(problem: Problem, strict: bool = False, create_graph: bool = False) -> Iterator[Gradient]:
+    """Evaluate the problem and its gradient; the caller's state is put back when the block ends."""
+    with isolated(third_order=create_graph) as watch, errors_explained():
+        yield _differentiate(problem, watch, strict, create_graph)
+
+
+def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tensor:
+    """The function's value at the leaves, also where it changes its inputs in place."""
+    with watch:
+        try:
+            value = problem.evaluate_at(leaves)
+        except RuntimeError as error:
+            # A leaf refuses to be changed in place: give the function copies.
+            if problem.closure or "is being used in an in-place operation" not in str(error):
+                raise
+            value = problem.evaluate_at([leaf.clone() for leaf in leaves])
+    if watch.fused_norm and watch.nested_gradient and not watch.third_order:
+        watch.restore()
+        watch.third_order = True
+        return evaluate(problem, leaves, watch)
+    return value
+
+
+def evaluate_again(problem: Problem) -> Tensor:
+    """The value by an evaluation of its own; random numbers go on from where they are."""
+    with isolated() as watch, errors_explained():
+        return evaluate(problem, problem.leaves(), watch).detach()
+
+
+def require_deterministic(value: Tensor, again: Tensor) -> None:
+    """Raise where two evaluations at the same point differ by more than rounding."""
+    tolerance = 100 * torch.finfo(value.dtype).eps
+    if not torch.allclose(value.detach(), again, rtol=tolerance, atol=0.0, equal_nan=True):
+        raise NotDeterministicError(
+            f"func is not deterministic: two evaluations at the same point gave {value.item():.9g} "
+            f"and {again.item():.9g}. If dropout is the reason, call model.eval(); if other random "
+            f"numbers are, draw them once outside, or seed them inside the function"
+        )
+
+
+def _differentiate(problem: Problem, watch: Watch, strict: bool, create_graph: bool) -> Gradient:
+    leaves = problem.leaves(connected=create_graph)
+    if strict:
+        for leaf, name in zip(leaves, problem.names, strict=True):
+            if not leaf.requires_grad:
+                raise IndependentError(
+                    f"{name} does not require grad; call {name}.requires_grad_() or use strict=False"
+                )
+    value = evaluate(problem, leaves, watch)
+    active = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
+    if not value.requires_grad and watch.ungraphed is not None:
+        raise OutputError(
+            f"func computed its result while gradients were off (first at {watch.ungraphed}): "
+            f"remove torch.no_grad() or torch.inference_mode() from inside the function"
+        )
+    if strict and not value.requires_grad:
+        raise IndependentError("the output of func does not depend on any input; use strict=False")
+
+    customs = _custom_functions(value)
+    for custom in customs:
+        if _only_once(custom):
+            raise NotTwiceDifferentiableError(
+                f"{custom.__name__} is marked with @once_differentiable, so its second derivative "
+                f"does not exist; write its backward in differentiable operations and drop the mark"
+            )
+    parts: list[Tensor | None] = [None] * len(leaves)
+    if value.requires_grad and active:
+        found = torch.autograd.grad(value, [leaves[i] for i in active], create_graph=True, allow_unused=True)
+        for i, part in zip(active, found, strict=True):
+            parts[i] = part
+            if strict and part is None:
+                raise IndependentError(
+                    f"{problem.names[i]} does not influence the output; leave it out or use "
+                    f"strict=False, which gives zeros"
+                )
+    mixed = len({leaf.dtype for leaf in leaves}) > 1
+    return Gradient(value, leaves, tuple(parts), symmetric=not customs and not mixed)
+
+
+def _custom_functions(value: Tensor) -> set[type]:
+    """The autograd Functions written in Python on the graph of `value`."""
+    seen: set[Node] = set()
+    stack = [value.grad_fn]
+    found: set[type] = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, BackwardCFunction):
+            found.add(type(node)._forward_cls)  # type: ignore[attr-defined]
+        stack.extend(after for after, _ in node.next_functions)
+    return found
+
+
+def _only_once(function: type) -> bool:
+    wrapper = getattr(function, "backward", None)
+    code = getattr(wrapper, "__code__", None)
+    return hasattr(wrapper, "__wrapped__") and code is not None and "torch" in code.co_filename
+
+
+_NO_DOUBLE_BACKWARD = re.compile(r"derivative for '?(?:aten::)?(\w+?)'? is not implemented")
+
+
+@contextmanager
+def errors_explained() -> Iterator[None]:
+    """Say which operation cannot be differentiated twice, and what helps."""
+    try:
+        yield
+    except HesseError:
+        raise
+    except RuntimeError as error:  # NotImplementedError included
+        message = str(error)
+        missing = _NO_DOUBLE_BACKWARD.search(message)
+        if missing:
+            name = missing[1].strip("_").removesuffix("_backward")
+            raise NotTwiceDifferentiableError(
+                f"{name} has no double backward in torch, so a function that uses it has no "
+                f"second derivative here; write it with other operations (torch says: {message})"
+            ) from error
+        if "double backward" in message and "compile" in message:
+            raise NotTwiceDifferentiableError(
+                "a function compiled by torch.compile has no double backward; pass the "
+                "uncompiled one (model._orig_mod, or the function before torch.compile)"
+            ) from error
+        if "use_reentrant" in message:
+            raise NotTwiceDifferentiableError(
+                "reentrant checkpointing cannot be differentiated twice; pass "
+                "use_reentrant=False to torch.utils.checkpoint"
+            ) from error
+        raise

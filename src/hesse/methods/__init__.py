@@ -1,0 +1,1 @@
+"""One file a method: ways to answer a question."""

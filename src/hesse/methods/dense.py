@@ -1,0 +1,345 @@
+"""The dense method: one product a coordinate, batched. Right for every function.
+
+Row r of the Hessian is the derivative of the r-th gradient entry, so a chunk of rows is one backward
+pass over the graph of the gradient with a batch of one-hot vectors. Batching is by `torch.vmap`
+around plain `torch.autograd.grad` on a graph that is built once: no function transform meets the
+caller's code.
+
+Only what the question needs is differentiated. For the full Hessian, rows of a tensor are taken by
+that tensor and those after it, and the rest follows by symmetry; for diagonals and blocks, by the
+tensor itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hesse.certificate import Probe, random_signs
+from hesse.gradient import Gradient
+from hesse.runtime.chunks import ChunkSize
+from hesse.runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the products are taken, and with that what is assumed.
+
+    Attributes:
+        symmetric: take one triangle and copy it to the other.
+        batched: take several products in one pass.
+    """
+
+    symmetric: bool
+    batched: bool
+
+    def __str__(self) -> str:
+        return ("by one triangle " if self.symmetric else "") + (
+            "in batches" if self.batched else "product by product"
+        )
+
+
+def ways(question: str, gradient: Gradient) -> list[Way]:
+    """The ways to take, the fastest first; each later one assumes less."""
+    plain = [Way(symmetric=False, batched=True), Way(symmetric=False, batched=False)]
+    if question == "hessian" and gradient.symmetric:
+        return [Way(symmetric=True, batched=True), *plain]
+    return plain
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run computed: one entry per tensor (per pair of tensors), and what to check of it."""
+
+    parts: list[Any]
+    probes: list[Probe]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one tensor in a chunk: `start` to `stop`, found at `offset` in the chunk."""
+
+    tensor: int
+    start: int
+    stop: int
+    offset: int
+
+
+def run(
+    question: str,
+    gradient: Gradient,
+    way: Way,
+    chunk_limit: int,
+    progress: Progress,
+    create_graph: bool = False,
+    check: bool = True,
+) -> Outcome:
+    """Answer "hessian", "blocks" or "diagonal" with chunks of at most `chunk_limit` products."""
+    answer = _ANSWERS[question](gradient, way, create_graph)
+    chunks = ChunkSize(chunk_limit if way.batched else 1)
+    tensor, row = 0, 0
+    sizes = {i: gradient.leaves[i].numel() for i in gradient.curved}
+    order = [i for i in gradient.curved if sizes[i]]
+    while tensor < len(order):
+        chunk = _next_chunk(order[tensor:], sizes, row, chunks.size)
+        columns = answer.columns(chunk)
+        began = time.perf_counter()
+        rows = _products(gradient, chunk, columns, chunks, create_graph)
+        if rows is None:  # the chunk was too large, or cannot be batched: now it is smaller
+            continue
+        for j, block in zip(columns, rows, strict=True):
+            for piece in chunk:
+                answer.store(piece, j, block[piece.offset :][: piece.stop - piece.start])
+        done = chunk[-1].offset + chunk[-1].stop - chunk[-1].start
+        chunks.report(done, time.perf_counter() - began, regime=chunk[0].tensor)
+        progress.advance(done)
+        last = chunk[-1]
+        whole = last.stop == sizes[last.tensor]
+        tensor, row = order.index(last.tensor) + whole, 0 if whole else last.stop
+    parts = answer.finish()
+    return Outcome(parts, answer.probes() if check else [])
+
+
+def _next_chunk(order: list[int], sizes: dict[int, int], row: int, limit: int) -> list[Piece]:
+    """Rows of the first tensor from `row` on, then whole further tensors while they fit."""
+    first = order[0]
+    chunk = [Piece(first, row, min(sizes[first], row + limit), 0)]
+    filled = chunk[0].stop - row
+    for i in order[1:]:
+        if chunk[-1].stop < sizes[chunk[-1].tensor] or filled + sizes[i] > limit:
+            break
+        chunk.append(Piece(i, 0, sizes[i], filled))
+        filled += sizes[i]
+    return chunk
+
+
+def _products(
+    gradient: Gradient,
+    chunk: list[Piece],
+    columns: list[int],
+    chunks: ChunkSize,
+    create_graph: bool,
+) -> Sequence[Tensor] | None:
+    """Rows of the chunk by the columns' tensors; None when the chunk has to be made smaller."""
+    count = chunk[-1].offset + chunk[-1].stop - chunk[-1].start
+    rows = [piece.tensor for piece in chunk]
+    try:
+        vectors = [_one_hot(gradient.leaves[p.tensor], p, count) for p in chunk]
+        if count == 1:
+            single = [vector[0] for vector in vectors]
+            found = gradient.product(single, rows, columns, create_graph)
+            return [product.unsqueeze(0) for product in found]
+        return torch.vmap(lambda *vectors: tuple(gradient.product(vectors, rows, columns, create_graph)))(
+            *vectors
+        )
+    except torch.OutOfMemoryError:
+        if not chunks.halve():
+            raise
+        torch.cuda.empty_cache()
+    except Exception as error:
+        if count == 1:
+            raise
+        if "can't allocate memory" in str(error):  # what the CPU's allocator raises
+            chunks.halve()
+        else:  # an operation refuses batching; product by product it has no say
+            chunks.forbid()
+    return None
+
+
+def _one_hot(leaf: Tensor, piece: Piece, count: int) -> Tensor:
+    vectors = torch.zeros(count, leaf.numel(), dtype=leaf.dtype, device=leaf.device)
+    rows = vectors[piece.offset : piece.offset + piece.stop - piece.start]
+    rows.diagonal(piece.start).fill_(1)
+    return vectors.view((count, *leaf.shape))
+
+
+class _Buffer:
+    """Rows that arrive in order: copied into the answer's memory, or joined to keep their graph."""
+
+    def __init__(self, shape: tuple[int, ...], like: Tensor, keep_graph: bool) -> None:
+        self._memory = None if keep_graph else like.detach().new_empty(shape)
+        self._pieces: list[Tensor] = []
+
+    def put(self, start: int, rows: Tensor) -> None:
+        if self._memory is None:
+            self._pieces.append(rows)
+        else:
+            self._memory[start : start + len(rows)] = rows
+
+    def result(self) -> Tensor:
+        return torch.cat(self._pieces) if self._memory is None else self._memory
+
+
+class _Answer(Protocol):
+    """What a question keeps of the rows."""
+
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool) -> None: ...
+
+    def columns(self, chunk: list[Piece]) -> list[int]:
+        """The tensors by which these rows are needed."""
+
+    def store(self, piece: Piece, column: int, rows: Tensor) -> None:
+        """Take rows [k, *shape of column]."""
+
+    def finish(self) -> list[Any]:
+        """The answer's parts."""
+
+    def probes(self) -> list[Probe]:
+        """What to certify; called after `finish`."""
+
+
+class _Hessian:
+    """All blocks [i][j]."""
+
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool) -> None:
+        self._leaves, self._symmetric = gradient.leaves, way.symmetric
+        curved = [i for i in gradient.curved if gradient.leaves[i].numel()]
+        active = [j for j, leaf in enumerate(gradient.leaves) if leaf.requires_grad and leaf.numel()]
+        self._columns = curved if way.symmetric else active
+        self._blocks = {
+            (i, j): _Buffer((self._leaves[i].numel(), self._leaves[j].numel()), self._leaves[j], create_graph)
+            for i in curved
+            for j in self._columns
+            if i <= j or not (way.symmetric and create_graph)
+        }
+        self._matrices: dict[tuple[int, int], Tensor] = {}
+
+    def columns(self, chunk: list[Piece]) -> list[int]:
+        first = chunk[0].tensor
+        return [j for j in self._columns if j >= first or not self._symmetric]
+
+    def store(self, piece: Piece, column: int, rows: Tensor) -> None:
+        if piece.tensor <= column or not self._symmetric:
+            self._blocks[piece.tensor, column].put(piece.start, rows.reshape(len(rows), -1))
+
+    def finish(self) -> list[list[Tensor]]:
+        for (i, j), buffer in self._blocks.items():
+            if self._symmetric and i > j:
+                buffer.put(0, self._matrices[j, i].T)
+            self._matrices[i, j] = buffer.result()
+        if self._symmetric:
+            for i, j in list(self._matrices):
+                self._matrices.setdefault((j, i), self._matrices[i, j].T)
+        return [
+            [
+                self._matrices[i, j].reshape((*row.shape, *column.shape))
+                if (i, j) in self._matrices
+                else column.detach().new_zeros((*row.shape, *column.shape))
+                for j, column in enumerate(self._leaves)
+            ]
+            for i, row in enumerate(self._leaves)
+        ]
+
+    def probes(self) -> list[Probe]:
+        rows = sorted({i for i, _ in self._matrices})
+        signs = random_signs([self._leaves[i] for i in rows])
+        columns = sorted({j for _, j in self._matrices})
+        computed = []
+        for j in columns:
+            total = torch.zeros_like(self._leaves[j].detach().flatten())
+            for i, sign in zip(rows, signs, strict=True):
+                if (i, j) in self._matrices:
+                    total += sign.flatten() @ self._matrices[i, j].detach()
+            computed.append(total.view_as(self._leaves[j]))
+        norm = math.hypot(*(_norm(matrix) for matrix in self._matrices.values()))
+        return [Probe(rows, columns, signs, computed, norm)] if rows else []
+
+
+class _Blocks:
+    """The blocks [i][i]."""
+
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool) -> None:
+        self._leaves = gradient.leaves
+        self._buffers = {
+            i: _Buffer((self._leaves[i].numel(),) * 2, self._leaves[i], create_graph)
+            for i in gradient.curved
+            if self._leaves[i].numel()
+        }
+        self._matrices: dict[int, Tensor] = {}
+
+    def columns(self, chunk: list[Piece]) -> list[int]:
+        return [piece.tensor for piece in chunk]
+
+    def store(self, piece: Piece, column: int, rows: Tensor) -> None:
+        if column == piece.tensor:
+            self._buffers[column].put(piece.start, rows.reshape(len(rows), -1))
+
+    def finish(self) -> list[Tensor]:
+        self._matrices = {i: buffer.result() for i, buffer in self._buffers.items()}
+        return [
+            self._matrices[i].view((*leaf.shape, *leaf.shape))
+            if i in self._matrices
+            else leaf.detach().new_zeros((*leaf.shape, *leaf.shape))
+            for i, leaf in enumerate(self._leaves)
+        ]
+
+    def probes(self) -> list[Probe]:
+        signs = random_signs([self._leaves[i] for i in self._matrices])
+        return [
+            Probe(
+                [i],
+                [i],
+                [sign],
+                [(sign.flatten() @ matrix.detach()).view_as(sign)],
+                _norm(matrix),
+            )
+            for sign, (i, matrix) in zip(signs, self._matrices.items(), strict=True)
+        ]
+
+
+class _Diagonal:
+    """The diagonals of the blocks [i][i]; of all other entries only what the check needs is kept."""
+
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool) -> None:
+        self._leaves = gradient.leaves
+        curved = [i for i in gradient.curved if self._leaves[i].numel()]
+        self._buffers = {
+            i: _Buffer((self._leaves[i].numel(),), self._leaves[i], create_graph) for i in curved
+        }
+        signs = random_signs([self._leaves[i] for i in curved])
+        self._signs = dict(zip(curved, signs, strict=True))
+        self._computed = {i: torch.zeros_like(sign).flatten() for i, sign in self._signs.items()}
+        self._norms = dict.fromkeys(curved, 0.0)
+
+    def columns(self, chunk: list[Piece]) -> list[int]:
+        return [piece.tensor for piece in chunk]
+
+    def store(self, piece: Piece, column: int, rows: Tensor) -> None:
+        if column != piece.tensor:
+            return
+        rows = rows.reshape(len(rows), -1)
+        self._buffers[column].put(piece.start, rows.diagonal(piece.start))
+        rows = rows.detach()
+        self._computed[column] += self._signs[column].flatten()[piece.start : piece.stop] @ rows
+        self._norms[column] = math.hypot(self._norms[column], _norm(rows))
+
+    def finish(self) -> list[Tensor]:
+        return [
+            self._buffers[i].result().view(leaf.shape)
+            if i in self._buffers
+            else torch.zeros_like(leaf.detach())
+            for i, leaf in enumerate(self._leaves)
+        ]
+
+    def probes(self) -> list[Probe]:
+        return [
+            Probe([i], [i], [sign], [self._computed[i].view_as(sign)], self._norms[i])
+            for i, sign in self._signs.items()
+        ]
+
+
+_ANSWERS: dict[str, type[_Answer]] = {
+    "hessian": _Hessian,
+    "blocks": _Blocks,
+    "diagonal": _Diagonal,
+}
+
+
+def _norm(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix.detach()))

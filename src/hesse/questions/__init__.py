@@ -1,0 +1,1 @@
+"""One short file a question: arguments in, answer out."""

@@ -1,0 +1,124 @@
+"""The full Hessian and its diagonal blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from hesse.answer import Options, answer
+from hesse.errors import ArgumentError
+from hesse.plan import Plan
+from hesse.problem import from_function
+from hesse.runtime.progress import ProgressOption
+
+
+def hessian(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    create_graph: bool = False,
+    strict: bool = False,
+    vectorize: bool | None = None,
+    outer_jacobian_strategy: str | None = None,
+    *,
+    method: str | Plan = "auto",
+    check: bool = True,
+    memory: int | str | None = None,
+    progress: ProgressOption = None,
+    full_output: bool = False,
+) -> Any:
+    r"""The Hessian of a scalar function, $H_{ij} = \partial^2 f / \partial x_i \partial x_j$.
+
+    The arguments are those of `torch.autograd.functional.hessian`, and code written for it runs
+    unchanged. Nothing is averaged or scaled: if `func` is a mean over samples, so is its Hessian.
+
+    Args:
+        func: the function, in one of two forms: `func(*inputs)`, or a closure `func()` that reads
+            the tensors in `inputs` themselves. It is taken as a closure when it cannot be called
+            with the inputs but can with nothing. It returns a tensor with one element.
+        inputs: a tensor, or a tuple, list or dict of tensors, nested as you like. A tuple or list is
+            spread over the arguments of `func`, a tensor or dict is its only argument.
+        create_graph: make a result that can be differentiated again.
+        strict: raise where an input does not influence the output (closure form: or does not
+            require grad); without it such entries are zero.
+        vectorize: accepted for torch's sake and without effect: products are always batched, in
+            chunks whose size is found while working.
+        outer_jacobian_strategy: likewise ("reverse-mode", "forward-mode" or None).
+        method: "auto", a method's name ("dense"), or a `Plan`.
+        check: certify the result with one product by plain autograd.
+        memory: budget for all that the call uses beyond what was allocated before, the answer
+            included, in bytes or as "2GiB"; None takes half of what is free.
+        progress: None shows a bar on a terminal after two seconds; True, False, or a callable of
+            `(passes done, passes to do)`.
+        full_output: return a `Result` with `value`, `plan`, `certificate`, `passes`, `seconds`.
+
+    Returns:
+        For a tensor of shape `s` a tensor of shape `[*s, *s]`; for a container the same container
+        twice nested, entry `[i][j]` of shape `[*s_i, *s_j]` being the derivative by inputs i and j,
+        in the dtype of input j.
+
+    Raises:
+        HesseError: one of its kinds, also derived from what torch raises: `OutputError` where the
+            output is no scalar, `DtypeError` for integer or complex inputs, `NotATensorError`,
+            `ArgumentError`, `IndependentError` (strict), `NotDeterministicError` (dropout in train
+            mode), `NotTwiceDifferentiableError`, `BudgetError` (a `MemoryError`).
+
+    Source: B. A. Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6
+    (1994), for the products; R. Freivalds (1977) for the check.
+
+    Example:
+        >>> import torch, hesse
+        >>> hesse.hessian(lambda x: (2 * x**3 - x**2).sum(), torch.tensor([2.0, 3.0, 4.0]))
+        tensor([[22.,  0.,  0.],
+                [ 0., 34.,  0.],
+                [ 0.,  0., 46.]])
+        >>> x, y = torch.tensor([2.0]), torch.tensor([-3.0])
+        >>> hesse.hessian(lambda x, y: (2 * x * y**2 + x**3 - 10).sum(), (x, y))
+        ((tensor([[12.]]), tensor([[-12.]])), (tensor([[-12.]]), tensor([[8.]])))
+    """
+    if outer_jacobian_strategy not in (None, "reverse-mode", "forward-mode"):
+        raise ArgumentError(
+            f'outer_jacobian_strategy must be "reverse-mode", "forward-mode" or None, '
+            f"met {outer_jacobian_strategy!r}"
+        )
+    problem = from_function(func, inputs)
+    options = Options(method, check, memory, progress, full_output)
+
+    def pack(rows: list[list[Tensor]]) -> Any:
+        return problem.pack([problem.pack(row) for row in rows])
+
+    return answer("hessian", problem, options, pack, create_graph, strict)
+
+
+def hessian_blocks(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    create_graph: bool = False,
+    strict: bool = False,
+    *,
+    method: str | Plan = "auto",
+    check: bool = True,
+    memory: int | str | None = None,
+    progress: ProgressOption = None,
+    full_output: bool = False,
+) -> Any:
+    r"""The diagonal blocks of the Hessian: for every input tensor its own Hessian.
+
+    Block i is $\partial^2 f / \partial x_i \partial x_i$, what `hessian` gives at `[i][i]`, without
+    the time and memory for the blocks between different tensors. Arguments, options and errors are
+    those of `hessian`.
+
+    Returns:
+        The container of the inputs; a tensor of shape `s` is replaced by one of shape `[*s, *s]`.
+
+    Example:
+        >>> import torch, hesse
+        >>> weights = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)}
+        >>> hesse.hessian_blocks(lambda w: (w["a"] ** 2).sum() * w["b"] ** 2, weights)
+        {'a': tensor([[18.,  0.],
+                [ 0., 18.]]), 'b': tensor(10.)}
+    """
+    problem = from_function(func, inputs)
+    options = Options(method, check, memory, progress, full_output)
+    return answer("blocks", problem, options, problem.pack, create_graph, strict)

@@ -1,0 +1,50 @@
+"""The exact trace of the Hessian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.answer import Options, answer
+from hesse.plan import Plan
+from hesse.problem import from_function
+from hesse.runtime.progress import ProgressOption
+
+
+def hessian_trace(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    create_graph: bool = False,
+    strict: bool = False,
+    *,
+    method: str | Plan = "auto",
+    check: bool = True,
+    memory: int | str | None = None,
+    progress: ProgressOption = None,
+    full_output: bool = False,
+) -> Any:
+    r"""The trace of the Hessian, $\sum_i \partial^2 f / \partial x_i^2$: exact, no estimate.
+
+    Arguments, options and errors are those of `hessian`; it costs what `hessian_diagonal` costs.
+
+    Returns:
+        A tensor without dimensions. Half precision is summed, and given back, in float32.
+
+    Example:
+        >>> import torch, hesse
+        >>> hesse.hessian_trace(lambda x: (2 * x**3 - x**2).sum(), torch.tensor([2.0, 3.0, 4.0]))
+        tensor(102.)
+    """
+    problem = from_function(func, inputs)
+    options = Options(method, check, memory, progress, full_output)
+    return answer("diagonal", problem, options, total, create_graph, strict)
+
+
+def total(tensors: list[Tensor]) -> Tensor:
+    """The sum over all elements of all tensors, in float32 at least."""
+    sums = (t.sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+    return reduce(torch.add, sums)

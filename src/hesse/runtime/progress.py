@@ -1,0 +1,65 @@
+"""Show how far the work is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from hesse.errors import ArgumentError
+
+_PATIENCE = 2.0  # seconds before a bar is worth showing
+
+ProgressOption = bool | Callable[[int, int], Any] | None
+
+
+class Progress:
+    """Counts passes, and shows a bar or tells a callable.
+
+    `wanted`: None shows a bar on a terminal for work beyond two seconds, True shows one at once,
+    False is silent, a callable gets `(done, total)` after every step.
+    """
+
+    def __init__(self, wanted: ProgressOption) -> None:
+        if not (wanted is None or isinstance(wanted, bool) or callable(wanted)):
+            raise ArgumentError(
+                f"progress must be None, True, False or a callable of (done, total), met {wanted!r}"
+            )
+        self._tell = wanted if callable(wanted) else None
+        self._bar_after = 0.0 if wanted is True else _PATIENCE
+        self._may_show = wanted is True or (wanted is None and sys.stderr.isatty())
+        self._total = self._done = 0
+        self._start = time.perf_counter()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def expect(self, passes: int) -> None:
+        """Add to the number of passes that are to come."""
+        self._total += passes
+        if self._bar is not None:
+            self._bar.total = self._total
+
+    def advance(self, passes: int) -> None:
+        """Note that so many more passes are done."""
+        self._done += passes
+        if self._tell is not None:
+            self._tell(self._done, self._total)
+        elif self._bar is not None:
+            self._bar.update(passes)
+        elif self._may_show and time.perf_counter() - self._start >= self._bar_after:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total, initial=self._done, unit="pass", desc="hesse", leave=False)

@@ -122,7 +122,7 @@ def _certified(
         passes += certificate.probes
         if certificate.passed:
             break
-        if math.isnan(certificate.deviation):
+        if not math.isfinite(certificate.deviation):
             warn(
                 NonFiniteWarning,
                 f"the {plan.question} holds a NaN or an infinity, though the gradient is finite",

@@ -199,11 +199,6 @@ def errors_explained() -> Iterator[None]:
                 f"{name} has no double backward in torch, so a function that uses it has no "
                 f"second derivative here; write it with other operations (torch says: {message})"
             ) from error
-        if "double backward" in message and "compile" in message:
-            raise NotTwiceDifferentiableError(
-                "a function compiled by torch.compile has no double backward; pass the "
-                "uncompiled one (model._orig_mod, or the function before torch.compile)"
-            ) from error
         if "use_reentrant" in message:
             raise NotTwiceDifferentiableError(
                 "reentrant checkpointing cannot be differentiated twice; pass "

@@ -245,7 +245,7 @@ class _Hessian:
             total = torch.zeros_like(self._leaves[j].detach().flatten())
             for i, sign in zip(rows, signs, strict=True):
                 if (i, j) in self._matrices:
-                    total += sign.flatten() @ self._matrices[i, j].detach()
+                    total += sign.flatten().to(total.dtype) @ self._matrices[i, j].detach()
             computed.append(total.view_as(self._leaves[j]))
         norm = math.hypot(*(_norm(matrix) for matrix in self._matrices.values()))
         return [Probe(rows, columns, signs, computed, norm)] if rows else []

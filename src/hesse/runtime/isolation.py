@@ -3,7 +3,8 @@
 `isolated()` is entered around one evaluation and everything that is done with its graph; the `Watch`
 it yields is entered around the caller's code alone. Between them
 
-- kernels without a double backward are replaced by ones that have it (fused attention, fused RNNs);
+- kernels without a double backward are replaced by ones that have it (fused attention, fused RNNs),
+  and functions compiled by torch.compile run uncompiled, since compiled graphs have none;
 - what the function changes in place (running statistics, counters, a renormed embedding) and what
   its modules rebind in their buffers is put back at the end, also after an error;
 - gradients are on, whatever mode the caller is in.
@@ -11,6 +12,8 @@ it yields is entered around the caller's code alone. Between them
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -37,6 +40,10 @@ def isolated(third_order: bool = False) -> Iterator[Watch]:
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules:  # without it nothing can have been compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(warnings.catch_warnings())  # our hooks see compiled modules twice
+            warnings.filterwarnings("ignore", message=".*global hooks on modules")
         stack.callback(watch.restore)
         for handle in watch.watch_modules():
             stack.callback(handle.remove)

@@ -1,0 +1,101 @@
+"""Results as files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import hesse
+from hesse.errors import HesseError
+from hesse.report.named import NamedResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = (".png", ".pdf", ".svg")
+
+
+class WriteError(HesseError, OSError):
+    """A file or folder cannot be written."""
+
+
+class MissingPackageError(HesseError, ImportError):
+    """An optional package is not installed."""
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise, with the command that helps, where a package of one of hesse's extras is missing."""
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise MissingPackageError(
+                f"{module} cannot be imported ({error}); run: pip install 'hesse[{extra}]'"
+            ) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into a `WriteError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WriteError(f"cannot write {path}: {reason}") from error
+
+
+def require_writable(path: Path) -> None:
+    """Raise before hours of work rather than after them; leaves nothing behind."""
+    new = not path.exists()
+    with writing(path):
+        path.open("ab").close()
+        if new:
+            path.unlink()
+
+
+def require_figure(path: Path) -> None:
+    """Raise before the work where the figure could not be drawn or written after it."""
+    if path.suffix.lower() not in FIGURES:
+        raise WriteError(f"cannot write {path}: a figure's name ends in {', '.join(FIGURES)}")
+    require("plot", "matplotlib")
+    require_writable(path)
+
+
+def save_tensors(path: Path, named: NamedResult) -> None:
+    """Write the parts by name to a safetensors file, with how they came about as its metadata."""
+    from safetensors.torch import save_file
+
+    result = named.result
+    metadata = {
+        "hesse": hesse.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "question": named.question,
+        "method": result.plan.method,
+        "passes": str(result.passes),
+        "seconds": str(result.seconds),
+        "names": json.dumps(list(named.names)),
+        "shapes": json.dumps(named.shapes),
+    }
+    if result.certificate is not None:
+        metadata["certificate_deviation"] = str(result.certificate.deviation)
+        metadata["certificate_bound"] = str(result.certificate.bound)
+    # The format knows no views: a part that is a window on another's memory would be refused.
+    parts = {name: part.clone(memory_format=torch.contiguous_format) for name, part in named.by_name.items()}
+    with writing(path):
+        save_file(parts, path, metadata)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a figure in the format that the file's name asks for."""
+    with writing(path):
+        figure.savefig(path, dpi=150)

@@ -1,0 +1,156 @@
+"""The budget: what it refuses, and what it keeps to."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import hesse
+from hesse import errors
+from hesse.gradient import Gradient
+from hesse.runtime import memory
+from hesse.runtime.chunks import ChunkSize
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (1000, 1000),
+        ("1000", 1000),
+        ("2GiB", 2 * 2**30),
+        ("1.5 GiB", 3 * 2**29),
+        ("500MB", 500_000_000),
+        ("3kb", 3000),
+        ("64KiB", 65536),
+        ("1TiB", 2**40),
+    ],
+)
+def test_parse(text, size):
+    assert memory.parse(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "2 apples", "-1GiB", 0, -5, 2.5, None, True])
+def test_parse_refuses(text):
+    with pytest.raises(errors.ArgumentError, match="memory must be"):
+        memory.parse(text)
+
+
+def test_show():
+    assert [memory.show(n) for n in (12, 2048, 3 * 2**29, 5 * 2**40)] == ["12 B", "2 KiB", "1.5 GiB", "5 TiB"]
+
+
+def test_an_answer_that_does_not_fit_is_refused_before_any_work():
+    def never(x):
+        raise AssertionError("evaluated")
+
+    x = torch.zeros(1_000_000)
+    with pytest.raises(MemoryError, match=r"3\.638 TiB.*budget is 1 GiB.*hessian_diagonal.*hvp"):
+        hesse.hessian(never, x, memory="1GiB")
+    with pytest.raises(errors.BudgetError, match="hvp"):
+        hesse.hessian_blocks(never, (x, x), memory="1GiB")
+    with pytest.raises(errors.BudgetError, match="fewer tensors"):
+        hesse.hessian_diagonal(never, x, memory="1MB")
+    with pytest.raises(MemoryError):
+        hesse.hessian(never, torch.zeros(10_000_000))  # 400 TB do not fit into what is free
+
+
+def test_a_tight_budget_makes_small_chunks(monkeypatch):
+    sizes = []
+    report = ChunkSize.report
+    monkeypatch.setattr(
+        ChunkSize, "report", lambda self, n, *rest, **kw: (sizes.append(n), report(self, n, *rest, **kw))
+    )
+    x = torch.randn(2000)
+    weights = torch.randn(500, 2000)
+    func = lambda x: (weights @ x).logsumexp(0)
+    expected = hesse.hessian(func, x)
+    wide = max(sizes)
+    sizes.clear()
+    answer = 4 * 2000**2
+    found = hesse.hessian(func, x, memory=answer + 3_000_000)
+    assert max(sizes) < wide
+    torch.testing.assert_close(found, expected)
+
+
+def test_bytes_per_column_follow_the_graph():
+    def gradient_of(depth, width):
+        x = torch.randn(width, requires_grad=True)
+        y = x
+        for _ in range(depth):
+            y = y.tanh()
+        return torch.autograd.grad(y.sum(), x, create_graph=True)
+
+    narrow = memory.bytes_per_column(gradient_of(3, 1000))
+    assert 4 * 1000 <= narrow <= 20 * 4 * 1000
+    assert memory.bytes_per_column(gradient_of(3, 2000)) == pytest.approx(2 * narrow, rel=0.1)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_halves_the_chunk_and_goes_on(error, monkeypatch):
+    tried = []
+    right = Gradient.product
+
+    def limited(self, vectors, rows, columns, create_graph=False):
+        count = (
+            torch._C._functorch.get_unwrapped(vectors[0]).shape[0]
+            if (torch._C._functorch.is_batchedtensor(vectors[0]))
+            else 1
+        )
+        tried.append(count)
+        if count > 10:
+            raise error
+        return right(self, vectors, rows, columns, create_graph)
+
+    monkeypatch.setattr(Gradient, "product", limited)
+    x = torch.randn(100, dtype=torch.float64)
+    found = hesse.hessian(lambda x: x.pow(3).sum(), x)
+    torch.testing.assert_close(found, torch.diag(6 * x))
+    assert tried[:3] == [32, 16, 8]
+    assert max(tried[2:]) <= 10
+
+
+def test_out_of_memory_for_a_single_product_is_raised(monkeypatch):
+    def never(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Gradient, "product", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        hesse.hessian(lambda x: x.pow(3).sum(), torch.randn(10))
+
+
+RESIDENT = """
+    import resource, torch, hesse
+    torch.manual_seed(0)
+    weights = torch.randn(500, 8000)
+    x = torch.randn(8000)
+    func = lambda x: (weights @ x / 90).tanh().pow(2).sum() + x.exp().mean() ** 2
+    hesse.hvp(func, x, x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    H = hesse.hessian(func, x, memory="1GiB")
+    assert H.shape == (8000, 8000)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+def test_resident_memory_stays_within_the_budget():
+    """8,000 coordinates without structure: the answer is 256 MB, the budget 1 GiB."""
+    script = textwrap.dedent(RESIDENT)
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) * 1024 < 1.15 * 2**30
+
+
+def test_free_memory_is_plausible():
+    free = memory.free(torch.device("cpu"))
+    assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -50,8 +50,12 @@ class Gradient:
         rows: Sequence[int],
         columns: Sequence[int],
         create_graph: bool = False,
+        last: bool = False,
     ) -> list[Tensor]:
-        """Vectors times the block of these rows and columns, by one plain double backward."""
+        """Vectors times the block of these rows and columns, by one plain double backward.
+
+        `last`: no other product will be asked for, and the graph may be freed on the way.
+        """
         pairs = [
             (self.parts[i], vector)
             for i, vector in zip(rows, vectors, strict=True)
@@ -66,7 +70,7 @@ class Gradient:
                     outputs,
                     [self.leaves[j] for j in reachable],
                     cotangents,
-                    retain_graph=True,
+                    retain_graph=create_graph or not last,
                     create_graph=create_graph,
                     allow_unused=True,
                 )

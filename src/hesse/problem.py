@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,17 +33,21 @@ class Problem:
 
     Attributes:
         tensors: the caller's tensors, flat.
-        names: what to call each in messages and tables.
         spec: the caller's container.
         evaluate_at: the function, of the tensors to differentiate by.
         closure: the function takes nothing and reads `tensors` themselves.
     """
 
     tensors: tuple[Tensor, ...]
-    names: tuple[str, ...]
     spec: pytree.TreeSpec
     evaluate_at: Callable[[Sequence[Tensor]], Tensor]
     closure: bool
+    _make_names: Callable[[], Sequence[str]]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What to call each tensor in messages and tables."""
+        return tuple(self._make_names())
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -74,24 +79,28 @@ class Problem:
 
     def unpack(self, argument: str, container: Any) -> list[Tensor]:
         """Flatten a container shaped like the inputs (`v`, say), with its shapes checked."""
-        flat, names, spec = _flatten(argument, container)
+        if isinstance(container, Iterator):
+            container = list(container)
+        flat, spec = pytree.tree_flatten(container)
         if len(flat) != len(self.tensors) or (spec != self.spec and not _both_sequences(spec, self.spec)):
             raise ArgumentError(
                 f"{argument} must have the same structure as the inputs: {len(self.tensors)} "
                 f"tensor(s) in {_container(self.spec)}, met {len(flat)} in {_container(spec)}"
             )
-        for value, name, tensor, its in zip(flat, names, self.tensors, self.names, strict=True):
+        for i, (value, tensor) in enumerate(zip(flat, self.tensors, strict=True)):
+            if not isinstance(value, Tensor) or value.is_complex():
+                _require_tensors(argument, container)
+                raise DtypeError(f"{_names(argument, container)[i]} is complex; pass a real tensor")
             if value.shape != tensor.shape:
                 raise ArgumentError(
-                    f"{name} has shape {list(value.shape)}, but {its} has shape "
-                    f"{list(tensor.shape)}; they must be equal"
+                    f"{_names(argument, container)[i]} has shape {list(value.shape)}, but "
+                    f"{self.names[i]} has shape {list(tensor.shape)}; they must be equal"
                 )
             if value.device != tensor.device:
                 raise ArgumentError(
-                    f"{name} is on {value.device}, but {its} is on {tensor.device}; move it there"
+                    f"{_names(argument, container)[i]} is on {value.device}, but {self.names[i]} is "
+                    f"on {tensor.device}; move it there"
                 )
-            if value.is_complex():
-                raise DtypeError(f"{name} is complex ({value.dtype}); pass a real tensor")
         return [value.to(its.dtype) for value, its in zip(flat, self.tensors, strict=True)]
 
 
@@ -104,8 +113,9 @@ def from_function(func: Callable[..., Tensor], inputs: Any, argument: str = "inp
         raise NotATensorError(f"func must be callable, met {type(func).__name__}")
     if isinstance(inputs, Iterator):  # model.parameters()
         inputs = list(inputs)
-    tensors, names, spec = _flatten(argument, inputs)
-    _require_usable(argument, tensors, names)
+    tensors, spec = pytree.tree_flatten(inputs)
+    _require_tensors(argument, inputs)
+    _require_usable(argument, tensors, lambda: _names(argument, inputs))
     unpacked = isinstance(inputs, (tuple, list))
     positional = inputs if unpacked else (inputs,)
     closure = not _accepts(func, len(positional)) and _accepts(func, 0)
@@ -116,7 +126,7 @@ def from_function(func: Callable[..., Tensor], inputs: Any, argument: str = "inp
         arguments = pytree.tree_unflatten(list(leaves), spec)
         return _scalar(func(*arguments) if unpacked else func(arguments))
 
-    return Problem(tuple(tensors), tuple(names), spec, evaluate_at, closure)
+    return Problem(tuple(tensors), spec, evaluate_at, closure, lambda: _names(argument, inputs))
 
 
 def from_model(
@@ -131,65 +141,65 @@ def from_model(
     if not named:
         raise ArgumentError("model has no parameters; there is nothing to differentiate by")
     tensors, names = list(named.values()), list(named)
-    _require_usable("model", tensors, names)
+    _require_usable("model", tensors, lambda: names)
 
     def evaluate_at(leaves: Sequence[Tensor]) -> Tensor:
         return _scalar(loss_fn(model(inputs), targets))
 
     spec = pytree.tree_flatten(tensors)[1]
-    return Problem(tuple(tensors), tuple(names), spec, evaluate_at, closure=True)
+    return Problem(tuple(tensors), spec, evaluate_at, True, lambda: names)
 
 
-def _flatten(argument: str, container: Any) -> tuple[list[Tensor], list[str], pytree.TreeSpec]:
-    if isinstance(container, Iterator):
-        container = list(container)
-    pairs, spec = pytree.tree_flatten_with_path(container)
-    names = [argument + pytree.keystr(path) for path, _ in pairs]
-    for name, (_, leaf) in zip(names, pairs, strict=True):
+def _names(argument: str, container: Any) -> list[str]:
+    return [argument + pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(container)[0]]
+
+
+def _require_tensors(argument: str, container: Any) -> None:
+    for i, leaf in enumerate(pytree.tree_leaves(container)):
         if not isinstance(leaf, Tensor):
             raise NotATensorError(
-                f"{name} must be a tensor (or a tuple, list or dict of tensors), met {type(leaf).__name__}"
+                f"{_names(argument, container)[i]} must be a tensor (or a tuple, list or dict of "
+                f"tensors), met {type(leaf).__name__}"
             )
-    return [leaf for _, leaf in pairs], names, spec
 
 
-def _require_usable(argument: str, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
+def _require_usable(argument: str, tensors: Sequence[Tensor], names: Callable[[], Sequence[str]]) -> None:
     if not tensors:
         raise ArgumentError(f"{argument} holds no tensor; pass at least one to differentiate by")
-    for name, tensor in zip(names, tensors, strict=True):
+    for i, tensor in enumerate(tensors):
         if tensor.is_complex():
             raise DtypeError(
-                f"{name} is complex ({tensor.dtype}); write the function in its real and "
+                f"{names()[i]} is complex ({tensor.dtype}); write the function in its real and "
                 f"imaginary parts (torch.view_as_real) and pass those"
             )
         if not tensor.is_floating_point():
             raise DtypeError(
-                f"{name} has dtype {tensor.dtype}, which has no derivative; pass a floating-point "
-                f"tensor ({name}.float()), or leave it out and let the function capture it"
+                f"{names()[i]} has dtype {tensor.dtype}, which has no derivative; pass a "
+                f"floating-point tensor (.float()), or leave it out and let the function capture it"
             )
         if tensor.layout != torch.strided:
             raise NotATensorError(
-                f"{name} has layout {tensor.layout}; only strided tensors are supported, "
+                f"{names()[i]} has layout {tensor.layout}; only strided tensors are supported, "
                 f"so pass its values and build the sparse tensor inside the function"
             )
         if tensor.is_inference():
             raise ArgumentError(
-                f"{name} was made under torch.inference_mode() and cannot be differentiated by; "
-                f"pass {name}.clone() made outside of it"
+                f"{names()[i]} was made under torch.inference_mode() and cannot be differentiated "
+                f"by; pass its .clone() made outside of it"
             )
-    devices = {tensor.device: name for name, tensor in zip(names, tensors, strict=True)}
+    devices = {tensor.device: i for i, tensor in enumerate(tensors)}
     if len(devices) > 1:
-        where = ", ".join(f"{name} on {device}" for device, name in devices.items())
+        where = ", ".join(f"{names()[i]} on {device}" for device, i in devices.items())
         raise ArgumentError(f"all of {argument} must be on one device, met {where}; move them")
-    for name, tensor in zip(names, tensors, strict=True):
-        if tensor.dtype in (torch.float16, torch.bfloat16):
-            digits = -math.log10(torch.finfo(tensor.dtype).eps)
-            warn(
-                PrecisionWarning,
-                f"{name} is {tensor.dtype}: its second derivatives carry about {digits:.0f} digits "
-                f"(sums over coordinates are accumulated in float32); pass float32 for more",
-            )
-            break
+    half = [i for i, t in enumerate(tensors) if t.dtype in (torch.float16, torch.bfloat16)]
+    if half:
+        dtype = tensors[half[0]].dtype
+        warn(
+            PrecisionWarning,
+            f"{names()[half[0]]} is {dtype}: its second derivatives carry about "
+            f"{-math.log10(torch.finfo(dtype).eps):.0f} digits (sums over coordinates are accumulated "
+            f"in float32); pass float32 for more",
+        )
 
 
 def _scalar(value: Any) -> Tensor:

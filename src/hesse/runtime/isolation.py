@@ -13,7 +13,6 @@ it yields is entered around the caller's code alone. Between them
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -42,27 +41,31 @@ def isolated(third_order: bool = False) -> Iterator[Watch]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:  # without it nothing can have been compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(warnings.catch_warnings())  # our hooks see compiled modules twice
-            warnings.filterwarnings("ignore", message=".*global hooks on modules")
         stack.callback(watch.restore)
-        for handle in watch.watch_modules():
-            stack.callback(handle.remove)
+        hook = module_hooks.register_module_buffer_registration_hook(watch.note_rebound)
+        stack.callback(hook.remove)
         yield watch
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Give torch's global random generators back as they were."""
-    before = random_state()
+def random_state_kept() -> Iterator[Callable[[], bool]]:
+    """Give torch's global random generators back as they were; yields a test whether they were used."""
+    before = _random_state()
+
+    def used() -> bool:
+        # strict=False: CUDA may have been initialised since
+        return not all(torch.equal(b, a) for b, a in zip(before, _random_state(), strict=False))
+
     try:
-        yield
+        yield used
     finally:
-        torch.set_rng_state(before[0])
-        if len(before) > 1:
-            torch.cuda.set_rng_state_all(before[1:])
+        if used():
+            torch.set_rng_state(before[0])
+            if len(before) > 1:
+                torch.cuda.set_rng_state_all(before[1:])
 
 
-def random_state() -> list[Tensor]:
+def _random_state() -> list[Tensor]:
     """The states of torch's global generators: the CPU's, then those of the devices in use."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *devices]
@@ -113,26 +116,11 @@ class Watch(TorchFunctionMode):
             self._note_made(func, args, result)
         return result
 
-    def watch_modules(self) -> list[Any]:
-        """Hook every module call, for buffers that are rebound and not written to."""
-        buffers_before: list[dict[str, Tensor | None]] = []
-
-        def before(module: torch.nn.Module, args: Any) -> None:
-            buffers_before.append(dict(module._buffers))
-
-        def after(module: torch.nn.Module, args: Any, output: Any) -> None:
-            for name, old in buffers_before.pop().items():
-                new = module._buffers.get(name)
-                if new is not old:
-                    first = self._rebound.get((id(module), name))
-                    self._rebound[id(module), name] = _Rebinding(
-                        module, name, first.old if first else old, new
-                    )
-
-        return [
-            module_hooks.register_module_forward_pre_hook(before),
-            module_hooks.register_module_forward_hook(after, always_call=True),
-        ]
+    def note_rebound(self, module: torch.nn.Module, name: str, new: Tensor | None) -> None:
+        """Hook of every `module.name = new` where `name` is a buffer."""
+        old = module._buffers.get(name)
+        first = self._rebound.get((id(module), name))
+        self._rebound[id(module), name] = _Rebinding(module, name, first.old if first else old, new)
 
     def restore(self) -> None:
         """Undo what was seen, last change first."""

@@ -212,20 +212,40 @@ def nested_gradient():
     return function, (x(4),)
 
 
-def nested_gradient_of_norm():
-    """The Hessian is a third derivative of the norm, which torch's fused one gets wrong."""
-    points = x(3, 4)
+def transforms_inside():
+    """A physics-informed loss written with torch.func."""
+    points = torch.linspace(0, 1, 5, dtype=torch.float64)
 
     def function(weights, scale):
-        at = points.clone().requires_grad_()
-        output = F.layer_norm(at * weights, (4,), scale).sin().sum()
-        (slope,) = torch.autograd.grad(output, at, create_graph=True)
-        return (slope - 1).square().sum()
+        def solution(t):
+            return torch.tanh(t * weights * scale).sum()
+
+        residual = torch.func.vmap(torch.func.grad(torch.func.grad(solution)))(points)
+        return (residual + torch.func.vmap(solution)(points)).square().mean()
 
     return function, (x(4), x(4))
 
 
+def backward_hooks():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    for layer in model[1:]:
+        layer.register_full_backward_hook(lambda module, grads_in, grads_out: None)
+    data = x(5, 3)
+    return of_model(model, lambda out: out.logsumexp(1).sum(), data)
+
+
+def saved_on_cpu():
+    def function(a, b):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+            return (a @ b).exp().sum()
+
+    return function, (x(3, 2), x(2, 3))
+
+
 CASES = [
+    Case("torch.func inside the function", transforms_inside),
+    Case("backward hooks", backward_hooks),
+    Case("saved-tensor hooks", saved_on_cpu),
     Case("cubic", lambda: (lambda a: (2 * a**3 - a**2).sum(), (x(3, 2),))),
     Case("mlp", mlp),
     Case("relu mlp", relu_mlp),

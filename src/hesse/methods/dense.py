@@ -70,6 +70,10 @@ class Piece:
     stop: int
     offset: int
 
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
 
 def run(
     question: str,
@@ -83,40 +87,47 @@ def run(
     """Answer "hessian", "blocks" or "diagonal" with chunks of at most `chunk_limit` products."""
     answer = _ANSWERS[question](gradient, way, create_graph)
     chunks = ChunkSize(chunk_limit if way.batched else 1)
-    tensor, row = 0, 0
     sizes = {i: gradient.leaves[i].numel() for i in gradient.curved}
-    order = [i for i in gradient.curved if sizes[i]]
-    while tensor < len(order):
-        chunk = _next_chunk(order[tensor:], sizes, row, chunks.size)
+    pending = [i for i in sizes if sizes[i]]
+    row = 0  # of the first pending tensor
+    while pending:
+        chunk = _next_chunk(pending, sizes, row, chunks.size)
         columns = answer.columns(chunk)
-        began = time.perf_counter()
+        began = _clock(gradient.value)
         rows = _products(gradient, chunk, columns, chunks, create_graph)
         if rows is None:  # the chunk was too large, or cannot be batched: now it is smaller
             continue
         for j, block in zip(columns, rows, strict=True):
             for piece in chunk:
-                answer.store(piece, j, block[piece.offset :][: piece.stop - piece.start])
-        done = chunk[-1].offset + chunk[-1].stop - chunk[-1].start
-        chunks.report(done, time.perf_counter() - began, regime=chunk[0].tensor)
-        progress.advance(done)
+                answer.store(piece, j, block[piece.offset : piece.offset + piece.count])
         last = chunk[-1]
-        whole = last.stop == sizes[last.tensor]
-        tensor, row = order.index(last.tensor) + whole, 0 if whole else last.stop
+        done = last.offset + last.count
+        chunks.report(done, _clock(gradient.value) - began, regime=chunk[0].tensor)
+        progress.advance(done)
+        row = last.stop if last.stop < sizes[last.tensor] else 0
+        pending = pending[len(chunk) - (row > 0) :]
     parts = answer.finish()
     return Outcome(parts, answer.probes() if check else [])
 
 
-def _next_chunk(order: list[int], sizes: dict[int, int], row: int, limit: int) -> list[Piece]:
+def _next_chunk(pending: list[int], sizes: dict[int, int], row: int, limit: int) -> list[Piece]:
     """Rows of the first tensor from `row` on, then whole further tensors while they fit."""
-    first = order[0]
+    first = pending[0]
     chunk = [Piece(first, row, min(sizes[first], row + limit), 0)]
-    filled = chunk[0].stop - row
-    for i in order[1:]:
-        if chunk[-1].stop < sizes[chunk[-1].tensor] or filled + sizes[i] > limit:
-            break
-        chunk.append(Piece(i, 0, sizes[i], filled))
-        filled += sizes[i]
+    filled = chunk[0].count
+    if chunk[0].stop == sizes[first]:
+        for i in pending[1:]:
+            if filled + sizes[i] > limit:
+                break
+            chunk.append(Piece(i, 0, sizes[i], filled))
+            filled += sizes[i]
     return chunk
+
+
+def _clock(tensor: Tensor) -> float:
+    if tensor.is_cuda:  # kernels are only queued
+        torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()
 
 
 def _products(
@@ -127,7 +138,7 @@ def _products(
     create_graph: bool,
 ) -> Sequence[Tensor] | None:
     """Rows of the chunk by the columns' tensors; None when the chunk has to be made smaller."""
-    count = chunk[-1].offset + chunk[-1].stop - chunk[-1].start
+    count = chunk[-1].offset + chunk[-1].count
     rows = [piece.tensor for piece in chunk]
     try:
         vectors = [_one_hot(gradient.leaves[p.tensor], p, count) for p in chunk]
@@ -154,7 +165,7 @@ def _products(
 
 def _one_hot(leaf: Tensor, piece: Piece, count: int) -> Tensor:
     vectors = torch.zeros(count, leaf.numel(), dtype=leaf.dtype, device=leaf.device)
-    rows = vectors[piece.offset : piece.offset + piece.stop - piece.start]
+    rows = vectors[piece.offset : piece.offset + piece.count]
     rows.diagonal(piece.start).fill_(1)
     return vectors.view((count, *leaf.shape))
 

@@ -72,4 +72,5 @@ class NamedResult:
         if not torch.isfinite(matrix).all():
             return matrix.new_empty(0)
         # A custom backward may be no derivative; v'Hv sees the symmetric half of any matrix.
-        return torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+        values: Tensor = torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+        return values

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 import hesse
 from hesse.errors import HesseError
@@ -56,6 +57,8 @@ def writing(path: Path) -> Iterator[None]:
 def require_writable(path: Path) -> None:
     """Raise before hours of work rather than after them; leaves nothing behind."""
     new = not path.exists()
+    if not new and not path.is_file():
+        raise WriteError(f"cannot write {path}: it is no regular file")
     with writing(path):
         path.open("ab").close()
         if new:
@@ -89,13 +92,22 @@ def save_tensors(path: Path, named: NamedResult) -> None:
     if result.certificate is not None:
         metadata["certificate_deviation"] = str(result.certificate.deviation)
         metadata["certificate_bound"] = str(result.certificate.bound)
-    # The format knows no views: a part that is a window on another's memory would be refused.
-    parts = {name: part.clone(memory_format=torch.contiguous_format) for name, part in named.by_name.items()}
     with writing(path):
-        save_file(parts, path, metadata)
+        # save_file puts a new file in the place of the old one, which only its owner may read.
+        path = path.resolve()
+        path.touch()
+        mode = path.stat().st_mode
+        save_file({name: _owned(part) for name, part in named.by_name.items()}, path, metadata)
+        path.chmod(mode)
 
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a figure in the format that the file's name asks for."""
     with writing(path):
         figure.savefig(path, dpi=150)
+
+
+def _owned(part: Tensor) -> Tensor:
+    # The format knows no views: what is a window on other memory would be refused.
+    alone = part.is_contiguous() and part.untyped_storage().nbytes() == part.nbytes
+    return part if alone else part.clone(memory_format=torch.contiguous_format)

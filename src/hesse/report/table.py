@@ -70,4 +70,5 @@ def _statistics(part: Tensor) -> list[str]:
     low, high = torch.aminmax(part)
     mean = part.mean(dtype=torch.float64)
     negative = (part < 0).sum() / part.numel()
-    return [*(f"{value:.4g}" for value in (low, mean, high)), f"{negative:.1%}"]
+    # Adding zero makes a negative zero positive.
+    return [*(f"{value + 0.0:.4g}" for value in (low, mean, high)), f"{negative:.1%}"]

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 _START = 32
 _GAIN = 0.95  # another size must cut the time per column by at least a twentieth
-_HEAVY = 2e-3  # seconds for one column, from which a single product may fill the machine
+_HEAVY = 3e-4  # seconds for a batched column, from which a single product may be as fast
 
 
 class ChunkSize:

@@ -6,20 +6,23 @@ from collections.abc import Hashable
 
 _START = 32
 _GAIN = 0.95  # another size must cut the time per column by at least a twentieth
-_HEAVY = 3e-4  # seconds for a batched column, from which a single product may be as fast
+_HEAVY = 3e-4  # seconds for a batched column, from which a plain product may be as fast
 
 
 class ChunkSize:
-    """Grows while the time per column falls; every chunk that was tried is part of the answer.
+    """Grows while the time per column falls; every chunk that is tried is part of the answer.
 
-    Where a column is slow although it is batched, a plain product is tried once too: for functions
+    The first chunk warms up and is not judged. Where a column is slow although it is batched, plain
+    products are tried too, in turn with batches so that one noisy time does not decide: for functions
     that fill the machine by themselves, batching only moves more memory.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = max(1, limit)
-        self._size, self._settled = _START, False
-        self._best_size, self._best_rate = 0, float("inf")
+        self._size = _START
+        self._warm = self._settled = False
+        self._trials: list[int] = []  # sizes still to be tried in turn
+        self._rates: dict[int, float] = {}  # seconds a column, the least of every size
         self._regime: Hashable = None
 
     @property
@@ -31,19 +34,22 @@ class ChunkSize:
         """Tell what a chunk took; only chunks of one regime (rows of the same tensor) are compared."""
         if self._settled or columns < self.size:
             return
+        if not self._warm:
+            self._warm = True
+            return
         if regime != self._regime:
-            self._regime, self._best_rate = regime, float("inf")
-        rate = seconds / columns
-        better = rate < self._best_rate * _GAIN
-        if better:
-            self._best_size, self._best_rate = columns, rate
-        if columns == 1:
-            self._settled = better
-            self._size = self._best_size if better else 2 * self._best_size
-        elif not better:
-            self._settled, self._size = True, self._best_size
-        elif columns == _START and rate > _HEAVY:
-            self._size = 1
+            self._regime, self._rates, self._trials = regime, {}, []
+        first = not self._rates
+        before = min(self._rates.values(), default=float("inf"))
+        rate = self._rates[columns] = min(seconds / columns, self._rates.get(columns, float("inf")))
+        if first and columns == _START and rate > _HEAVY:
+            self._trials = [1, _START, 1]
+        if self._trials:
+            self._size = self._trials.pop()
+        elif columns == 1 or rate > before * _GAIN:
+            best = min(self._rates, key=self._rates.__getitem__)
+            self._settled = columns > 1 or best == 1
+            self._size = best if self._settled else 2 * best
         else:
             self._size = 2 * columns
 

@@ -1,0 +1,58 @@
+"""The chunk size follows the times that it is told."""
+
+import pytest
+
+from hesse.runtime.chunks import ChunkSize
+
+
+def run(seconds_per_column, limit=10_000, columns=20_000, regimes=1):
+    """The sizes that are taken when a chunk of n columns takes n * seconds_per_column(n)."""
+    chunks, sizes, left = ChunkSize(limit), [], columns
+    while left:
+        size = min(chunks.size, left)
+        sizes.append(size)
+        left -= size
+        chunks.report(size, size * seconds_per_column(size), regime=len(sizes) * regimes // 1000)
+    return sizes
+
+
+def test_grows_while_it_pays():
+    sizes = run(lambda n: 1e-4 / n + (1e-6 if n > 500 else 0))
+    assert sizes[:6] == [32, 32, 64, 128, 256, 512]
+    assert set(sizes[6:-1]) == {256}
+
+
+def test_stays_where_it_is_best():
+    assert set(run(lambda n: 1e-4 * (1 + abs(n - 32)))[4:-1]) == {32}
+
+
+def test_plain_products_where_batching_does_not_pay():
+    sizes = run(lambda n: 1e-3 if n == 1 else 2e-3, columns=500)
+    assert sizes[:5] == [32, 32, 1, 32, 1]
+    assert set(sizes[5:]) == {1}
+
+
+def test_batches_where_plain_products_are_slower():
+    sizes = run(lambda n: 5e-3 if n == 1 else 1e-3 / n**0.1)
+    assert sizes.count(1) <= 2
+    assert max(sizes) > 1000
+
+
+def test_one_noisy_time_does_not_decide():
+    times = iter([3.0, 50.0, *[1.0] * 1000])  # a start-up, then a hiccup
+    sizes = run(lambda n: next(times) * (1e-3 if n > 1 else 2e-3))
+    assert sizes.count(1) <= 2
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40])
+def test_never_beyond_the_limit(limit):
+    assert max(run(lambda n: 1 / n, limit, columns=500)) == limit
+
+
+def test_halving_and_forbidding():
+    chunks = ChunkSize(100)
+    assert chunks.halve()
+    assert chunks.size == 16
+    chunks.forbid()
+    assert chunks.size == 1
+    assert not chunks.halve()

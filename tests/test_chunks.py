@@ -17,19 +17,23 @@ def run(seconds_per_column, limit=10_000, columns=20_000, regimes=1):
 
 
 def test_grows_while_it_pays():
-    sizes = run(lambda n: 1e-4 / n + (1e-6 if n > 500 else 0))
-    assert sizes[:6] == [32, 32, 64, 128, 256, 512]
-    assert set(sizes[6:-1]) == {256}
+    sizes = run(lambda n: 1e-4 / n + (1e-6 if n > 600 else 0))
+    assert sizes[:6] == [32, 64, 128, 256, 512, 1024]
+    assert set(sizes[6:-1]) == {512}
 
 
 def test_stays_where_it_is_best():
-    assert set(run(lambda n: 1e-4 * (1 + abs(n - 32)))[4:-1]) == {32}
+    assert set(run(lambda n: 1e-6 * (1 + abs(n - 128)))[4:-1]) == {128}
 
 
 def test_plain_products_where_batching_does_not_pay():
     sizes = run(lambda n: 1e-3 if n == 1 else 2e-3, columns=500)
-    assert sizes[:5] == [32, 32, 1, 32, 1]
+    assert sizes[:5] == [32, 64, 1, 32, 1]
     assert set(sizes[5:]) == {1}
+
+
+def test_smaller_batches_where_those_are_best():
+    assert set(run(lambda n: 1e-3 * (1 + abs(n - 32) / 32))[5:-1]) == {32}
 
 
 def test_batches_where_plain_products_are_slower():

@@ -36,22 +36,22 @@ class ChunkSize:
             return
         if not self._warm:
             self._warm = True
+            self._size = 2 * columns
             return
         if regime != self._regime:
             self._regime, self._rates, self._trials = regime, {}, []
         first = not self._rates
         before = min(self._rates.values(), default=float("inf"))
         rate = self._rates[columns] = min(seconds / columns, self._rates.get(columns, float("inf")))
-        if first and columns == _START and rate > _HEAVY:
-            self._trials = [1, _START, 1]
+        if first and columns > 1 and rate > _HEAVY:
+            self._trials = [1, columns // 2, 1]
         if self._trials:
             self._size = self._trials.pop()
-        elif columns == 1 or rate > before * _GAIN:
-            best = min(self._rates, key=self._rates.__getitem__)
-            self._settled = columns > 1 or best == 1
-            self._size = best if self._settled else 2 * best
-        else:
-            self._size = 2 * columns
+            return
+        best = min(self._rates, key=self._rates.__getitem__)
+        grows = best == max(self._rates) and (columns == 1 or rate < before * _GAIN)
+        self._settled = not grows
+        self._size = 2 * best if grows else best
 
     def halve(self) -> bool:
         """After running out of memory: go on with half; False where there is nothing to halve."""

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hesse.certificate import Certificate, certify
+from hesse.certificate import Certificate, Probe, certify
 from hesse.errors import BudgetError, CertificateWarning, NonFiniteWarning, warn
 from hesse.finite import first_non_finite
-from hesse.gradient import Gradient, evaluate_again, evaluated, require_deterministic
-from hesse.methods import dense
-from hesse.plan import Plan, choose
+from hesse.gradient import (
+    Gradient,
+    TappedLayer,
+    evaluate_again,
+    evaluated,
+    require_deterministic,
+)
+from hesse.methods import dense, taps
+from hesse.plan import Plan, answer_bytes, choose, may_tap
 from hesse.problem import Problem
 from hesse.runtime.isolation import random_state_kept
 from hesse.runtime.memory import Budget, bytes_per_column, show
@@ -60,24 +66,24 @@ def answer(
 ) -> Any:
     """Answer "hessian", "blocks" or "diagonal"; `pack` makes the caller's container of the parts."""
     began = time.perf_counter()
-    plan = choose(question, problem, options.method)
+    taps_wanted = may_tap(question, options.method) and not create_graph
+    size = answer_bytes(question, problem)
     budget = Budget(options.memory, problem.tensors[0].device)
-    if plan.answer_bytes > budget.total:
+    if size > budget.total:
         raise BudgetError(
-            f"the {question} of {problem.parameters:,} coordinates takes {show(plan.answer_bytes)}, "
+            f"the {question} of {problem.parameters:,} coordinates takes {show(size)}, "
             f"the memory budget is {show(budget.total)}; {_LESS_THAN[question]}, or raise memory="
         )
     progress = Progress(options.progress)
     with random_state_kept(), progress:
         first = evaluate_again(problem)
-        with evaluated(problem, strict, create_graph) as gradient:
+        with evaluated(problem, strict, create_graph, tapped=taps_wanted) as gradient:
             require_deterministic(first, gradient.value)
             trouble = first_non_finite(problem, gradient)
             if trouble:
                 warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
-            limit = _chunk_limit(plan, problem, gradient, budget)
-            check = options.check and not trouble
-            parts, certificate, passes = _certified(plan, gradient, limit, progress, create_graph, check)
+            work = _Work(question, problem, gradient, budget.left() - size, progress, create_graph)
+            parts, certificate, passes, plan = work.certified(options.check and not trouble)
     value = pack(parts)
     if not options.full_output:
         return value
@@ -91,51 +97,79 @@ _LESS_THAN = {
 }
 
 
-def _chunk_limit(plan: Plan, problem: Problem, gradient: Gradient, budget: Budget) -> int:
-    """How many products may be batched within what the budget leaves beside the answer."""
-    sizes = [tensor.numel() * tensor.dtype.itemsize for tensor in problem.tensors]
-    row = sum(sizes) if plan.question == "hessian" else max(sizes)
-    curved = [gradient.parts[i] for i in gradient.curved]
-    column = bytes_per_column([part for part in curved if part is not None])
-    # A row exists twice for a moment: as the pass returns it and in the answer's layout.
-    return (budget.left() - plan.answer_bytes) // max(1, column + 2 * row)
+@dataclass(frozen=True)
+class _Work:
+    """A question to a gradient, with what its answer may use: `workspace` bytes beside itself."""
 
+    question: str
+    problem: Problem
+    gradient: Gradient
+    workspace: int
+    progress: Progress
+    create_graph: bool
 
-def _certified(
-    plan: Plan,
-    gradient: Gradient,
-    chunk_limit: int,
-    progress: Progress,
-    create_graph: bool,
-    check: bool,
-) -> tuple[list[Any], Certificate | None, int]:
-    """Run the method in its fastest way; where the check fails, in the next one that assumes less."""
-    rows = sum(gradient.leaves[i].numel() for i in gradient.curved)
-    passes = 0
-    for way in dense.ways(plan.question, gradient):
-        progress.expect(rows)
-        outcome = dense.run(plan.question, gradient, way, chunk_limit, progress, create_graph, check)
-        passes += rows
-        if not check:
-            return outcome.parts, None, passes
-        certificate = certify(gradient, outcome.probes)
-        passes += certificate.probes
-        if certificate.passed:
-            break
-        if not math.isfinite(certificate.deviation):
+    def certified(self, check: bool) -> tuple[list[Any], Certificate | None, int, Plan]:
+        """Answer in the fastest way; where the check fails, in the next one that assumes less."""
+        candidates = [layer for layer in self.gradient.layers if taps.pays(layer)]
+        layers = [layer for layer in candidates if not taps.samples_touch(layer)]
+        passes = 2 * len(candidates)
+        ways = dense.ways(self.question, self.gradient)
+        attempts = [(layers, ways[0])] if layers else []
+        attempts += [([], way) for way in ways]
+        for layers, way in attempts:
+            plan = choose(self.question, self.problem, self.gradient, layers)
+            self.progress.expect(plan.passes)
+            parts, probes = self._run(layers, way, check)
+            passes += plan.passes
+            if not check:
+                return parts, None, passes, plan
+            certificate = certify(self.gradient, probes)
+            passes += certificate.probes
+            if certificate.passed:
+                break
+            if not math.isfinite(certificate.deviation):
+                warn(
+                    NonFiniteWarning,
+                    f"the {self.question} holds a NaN or an infinity, though the gradient is finite",
+                )
+                break
+            last = not layers and not way.batched
             warn(
-                NonFiniteWarning,
-                f"the {plan.question} holds a NaN or an infinity, though the gradient is finite",
+                CertificateWarning,
+                f"the {self.question} computed {'by taps' if layers else way} deviates from plain "
+                f"autograd by {certificate.deviation:.2g}, where rounding explains "
+                f"{certificate.bound:.2g}; "
+                + (
+                    "func is ill-conditioned in this dtype, or its backward is not deterministic"
+                    if last
+                    else "it is computed again with fewer assumptions"
+                ),
             )
-            break
-        warn(
-            CertificateWarning,
-            f"the {plan.question} computed {way} deviates from plain autograd by "
-            f"{certificate.deviation:.2g}, where rounding explains {certificate.bound:.2g}; "
-            + (
-                "it is computed again with fewer assumptions"
-                if way.batched
-                else "func is ill-conditioned in this dtype, or its backward is not deterministic"
-            ),
+        return parts, certificate, passes, plan
+
+    def _run(
+        self, layers: Sequence[TappedLayer], way: dense.Way, check: bool
+    ) -> tuple[list[Any], list[Probe]]:
+        """The layers by taps and all other tensors by one product per coordinate."""
+        tapped, probes = taps.run(layers, self.workspace, self.progress)
+        outcome = dense.run(
+            self.question,
+            self.gradient,
+            way,
+            self._chunk_limit(),
+            self.progress,
+            self.create_graph,
+            check,
+            without=tapped,
         )
-    return outcome.parts, certificate, passes
+        parts = [tapped.get(i, part) for i, part in enumerate(outcome.parts)]
+        return parts, [*probes, *outcome.probes]
+
+    def _chunk_limit(self) -> int:
+        """How many of the dense products may be batched."""
+        sizes = [tensor.numel() * tensor.dtype.itemsize for tensor in self.problem.tensors]
+        row = sum(sizes) if self.question == "hessian" else max(sizes)
+        curved = [self.gradient.parts[i] for i in self.gradient.curved]
+        column = bytes_per_column([part for part in curved if part is not None])
+        # A row exists twice for a moment: as the pass returns it and in the answer's layout.
+        return self.workspace // max(1, column + 2 * row)

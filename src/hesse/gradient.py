@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 
 from hesse.errors import (
     HesseError,
@@ -21,6 +22,38 @@ from hesse.errors import (
 )
 from hesse.problem import Problem
 from hesse.runtime.isolation import Watch, isolated
+from hesse.tape.layers import LayerCall, LayerRecorder
+
+
+@dataclass(frozen=True)
+class TappedLayer:
+    """A linear layer that is its weight's only use, with the gradient by its output z."""
+
+    call: LayerCall
+    gradient: Tensor
+
+    @property
+    def samples(self) -> int:
+        """Size of the first dimension."""
+        return self.call.shape[0]
+
+    @property
+    def positions(self) -> int:
+        """Places of one sample that share the weight."""
+        return math.prod(self.call.shape[1:-1])
+
+    @property
+    def outputs(self) -> int:
+        """Width of z."""
+        return self.call.shape[-1]
+
+    def product(self, vector: Tensor) -> tuple[Tensor]:
+        """The Hessian by z times a vector of z's shape, by one plain double backward."""
+        with errors_explained():
+            (found,) = torch.autograd.grad(
+                self.gradient, self.call.tap, vector, retain_graph=True, materialize_grads=True
+            )
+        return (found,)
 
 
 @dataclass(frozen=True)
@@ -32,12 +65,14 @@ class Gradient:
         leaves: the tensors that were differentiated by.
         parts: the gradient by each leaf; None where a leaf has no influence or requires no grad.
         symmetric: nothing was met that could make the derivative of the gradient asymmetric.
+        layers: the linear layers that can be tapped, where they were asked for.
     """
 
     value: Tensor
     leaves: tuple[Tensor, ...]
     parts: tuple[Tensor | None, ...]
     symmetric: bool
+    layers: tuple[TappedLayer, ...] = ()
 
     @property
     def curved(self) -> list[int]:
@@ -83,10 +118,15 @@ class Gradient:
 
 
 @contextmanager
-def evaluated(problem: Problem, strict: bool = False, create_graph: bool = False) -> Iterator[Gradient]:
-    """Evaluate the problem and its gradient; the caller's state is put back when the block ends."""
+def evaluated(
+    problem: Problem, strict: bool = False, create_graph: bool = False, tapped: bool = False
+) -> Iterator[Gradient]:
+    """Evaluate the problem and its gradient; the caller's state is put back when the block ends.
+
+    `tapped`: find the linear layers, and take the gradient by their outputs too.
+    """
     with isolated(third_order=create_graph) as watch, errors_explained():
-        yield _differentiate(problem, watch, strict, create_graph)
+        yield _differentiate(problem, watch, strict, create_graph, tapped)
 
 
 def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tensor:
@@ -123,7 +163,9 @@ def require_deterministic(value: Tensor, again: Tensor) -> None:
         )
 
 
-def _differentiate(problem: Problem, watch: Watch, strict: bool, create_graph: bool) -> Gradient:
+def _differentiate(
+    problem: Problem, watch: Watch, strict: bool, create_graph: bool, tapped: bool
+) -> Gradient:
     leaves = problem.leaves(connected=create_graph)
     if strict:
         for leaf, name in zip(leaves, problem.names, strict=True):
@@ -131,7 +173,9 @@ def _differentiate(problem: Problem, watch: Watch, strict: bool, create_graph: b
                 raise IndependentError(
                     f"{name} does not require grad; call {name}.requires_grad_() or use strict=False"
                 )
-    value = evaluate(problem, leaves, watch)
+    recorder = LayerRecorder(leaves)
+    with recorder if tapped else nullcontext():
+        value = evaluate(problem, leaves, watch)
     active = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
     if not value.requires_grad and watch.ungraphed is not None:
         raise OutputError(
@@ -149,9 +193,17 @@ def _differentiate(problem: Problem, watch: Watch, strict: bool, create_graph: b
                 f"does not exist; write its backward in differentiable operations and drop the mark"
             )
     parts: list[Tensor | None] = [None] * len(leaves)
+    layers: list[TappedLayer] = []
     if value.requires_grad and active:
-        found = torch.autograd.grad(value, [leaves[i] for i in active], create_graph=True, allow_unused=True)
-        for i, part in zip(active, found, strict=True):
+        calls = recorder.tappable(value)
+        by: list[Tensor | GradientEdge] = [*(leaves[i] for i in active), *(call.tap for call in calls)]
+        found = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
+        layers = [
+            TappedLayer(call, part)
+            for call, part in zip(calls, found[len(active) :], strict=True)
+            if part is not None and part.requires_grad
+        ]
+        for i, part in zip(active, found[: len(active)], strict=True):
             parts[i] = part
             if strict and part is None:
                 raise IndependentError(
@@ -159,7 +211,7 @@ def _differentiate(problem: Problem, watch: Watch, strict: bool, create_graph: b
                     f"strict=False, which gives zeros"
                 )
     mixed = len({leaf.dtype for leaf in leaves}) > 1
-    return Gradient(value, leaves, tuple(parts), symmetric=not customs and not mixed)
+    return Gradient(value, leaves, tuple(parts), not customs and not mixed, tuple(layers))
 
 
 def _custom_functions(value: Tensor) -> set[type]:

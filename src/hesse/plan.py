@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hesse.errors import ArgumentError
+from hesse.gradient import Gradient, TappedLayer
+from hesse.methods import taps
 from hesse.problem import Problem
 
-METHODS = ("dense",)
+METHODS = ("dense", "taps")
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Plan:
     Attributes:
         question: "hessian", "blocks" or "diagonal" (a trace is the sum of a diagonal).
         method: the method's name.
-        passes: Hessian-vector products it takes at most, without the check.
+        passes: Hessian-vector products it takes, without the check.
         answer_bytes: memory of the answer.
         reason: why this method.
     """
@@ -29,23 +32,42 @@ class Plan:
     reason: str
 
 
-def choose(question: str, problem: Problem, method: str | Plan) -> Plan:
-    """Choose the method; `method` is "auto", a method's name or a plan to follow."""
+def may_tap(question: str, method: str | Plan) -> bool:
+    """Are taps allowed? `method` is "auto", a method's name or a plan to follow."""
     name = method.method if isinstance(method, Plan) else method
     if name != "auto" and name not in METHODS:
         raise ArgumentError(
             f'method must be "auto", a Plan or one of {", ".join(map(repr, METHODS))}, met {method!r}'
         )
+    if name == "taps" and question != "diagonal":
+        raise ArgumentError(f'method "taps" gives diagonals and traces; for the {question} use "dense"')
+    return question == "diagonal" and name != "dense"
+
+
+def choose(
+    question: str, problem: Problem, gradient: Gradient, layers: Sequence[TappedLayer]
+) -> Plan:
+    """The plan that takes these layers by taps and all else by one product per coordinate."""
+    tapped = {i for layer in layers for i in (layer.call.weight, layer.call.bias) if i is not None}
+    rest = sum(problem.sizes[i] for i in gradient.curved if i not in tapped)
+    if layers:
+        reason = (
+            f"{len(layers)} linear layers with {sum(problem.sizes[i] for i in tapped):,} coordinates take "
+            f"one product per output and position; the other {rest:,} coordinates one each"
+        )
+    else:
+        reason = "one product per coordinate, right for any function"
     return Plan(
         question=question,
-        method="dense",
-        passes=problem.parameters,
-        answer_bytes=_answer_bytes(question, problem),
-        reason="one product per coordinate: the only method so far, and right for any function",
+        method="taps" if layers else "dense",
+        passes=sum(taps.products(layer) for layer in layers) + rest,
+        answer_bytes=answer_bytes(question, problem),
+        reason=reason,
     )
 
 
-def _answer_bytes(question: str, problem: Problem) -> int:
+def answer_bytes(question: str, problem: Problem) -> int:
+    """Memory of the answer."""
     widths = [tensor.dtype.itemsize for tensor in problem.tensors]
     sizes = problem.sizes
     row = sum(size * width for size, width in zip(sizes, widths, strict=True))

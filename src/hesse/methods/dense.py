@@ -13,8 +13,7 @@ tensor itself.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from hesse.certificate import Probe, random_signs
 from hesse.gradient import Gradient
+from hesse.methods.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize
 from hesse.runtime.progress import Progress
 
@@ -83,17 +83,22 @@ def run(
     progress: Progress,
     create_graph: bool = False,
     check: bool = True,
+    without: Collection[int] = (),
 ) -> Outcome:
-    """Answer "hessian", "blocks" or "diagonal" with chunks of at most `chunk_limit` products."""
-    answer = _ANSWERS[question](gradient, way, create_graph)
+    """Answer "hessian", "blocks" or "diagonal" with chunks of at most `chunk_limit` products.
+
+    `without`: tensors whose rows are answered by another method; here they stay zero.
+    """
+    rows_of = [i for i in gradient.curved if gradient.leaves[i].numel() and i not in without]
+    answer = _ANSWERS[question](gradient, way, create_graph, rows_of)
     chunks = ChunkSize(chunk_limit if way.batched else 1)
-    sizes = {i: gradient.leaves[i].numel() for i in gradient.curved}
-    pending = [i for i in sizes if sizes[i]]
+    sizes = {i: gradient.leaves[i].numel() for i in rows_of}
+    pending = list(rows_of)
     row = 0  # of the first pending tensor
     while pending:
         chunk = _next_chunk(pending, sizes, row, chunks.size)
         columns = answer.columns(chunk)
-        began = _clock(gradient.value)
+        began = clock(gradient.value)
         rows = _products(gradient, chunk, columns, chunks, create_graph)
         if rows is None:  # the chunk was too large, or cannot be batched: now it is smaller
             continue
@@ -102,7 +107,7 @@ def run(
                 answer.store(piece, j, block[piece.offset : piece.offset + piece.count])
         last = chunk[-1]
         done = last.offset + last.count
-        chunks.report(done, _clock(gradient.value) - began, regime=chunk[0].tensor)
+        chunks.report(done, clock(gradient.value) - began, regime=chunk[0].tensor)
         progress.advance(done)
         row = last.stop if last.stop < sizes[last.tensor] else 0
         pending = pending[len(chunk) - (row > 0) :]
@@ -124,12 +129,6 @@ def _next_chunk(pending: list[int], sizes: dict[int, int], row: int, limit: int)
     return chunk
 
 
-def _clock(tensor: Tensor) -> float:
-    if tensor.is_cuda:  # kernels are only queued
-        torch.cuda.synchronize(tensor.device)
-    return time.perf_counter()
-
-
 def _products(
     gradient: Gradient,
     chunk: list[Piece],
@@ -140,27 +139,11 @@ def _products(
     """Rows of the chunk by the columns' tensors; None when the chunk has to be made smaller."""
     count = chunk[-1].offset + chunk[-1].count
     rows = [piece.tensor for piece in chunk]
-    try:
-        vectors = [_one_hot(gradient.leaves[p.tensor], p, count) for p in chunk]
-        if count == 1:
-            single = [vector[0] for vector in vectors]
-            found = gradient.product(single, rows, columns, create_graph)
-            return [product.unsqueeze(0) for product in found]
-        return torch.vmap(lambda *vectors: tuple(gradient.product(vectors, rows, columns, create_graph)))(
-            *vectors
-        )
-    except torch.OutOfMemoryError:
-        if not chunks.halve():
-            raise
-        torch.cuda.empty_cache()
-    except Exception as error:
-        if count == 1:
-            raise
-        if "can't allocate memory" in str(error):  # what the CPU's allocator raises
-            chunks.halve()
-        else:  # an operation refuses batching; product by product it has no say
-            chunks.forbid()
-    return None
+    return batched(
+        lambda *vectors: gradient.product(vectors, rows, columns, create_graph),
+        [_one_hot(gradient.leaves[piece.tensor], piece, count) for piece in chunk],
+        chunks,
+    )
 
 
 def _one_hot(leaf: Tensor, piece: Piece, count: int) -> Tensor:
@@ -190,7 +173,7 @@ class _Buffer:
 class _Answer(Protocol):
     """What a question keeps of the rows."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool) -> None: ...
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None: ...
 
     def columns(self, chunk: list[Piece]) -> list[int]:
         """The tensors by which these rows are needed."""
@@ -208,14 +191,13 @@ class _Answer(Protocol):
 class _Hessian:
     """All blocks [i][j]."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool) -> None:
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None:
         self._leaves, self._symmetric = gradient.leaves, way.symmetric
-        curved = [i for i in gradient.curved if gradient.leaves[i].numel()]
         active = [j for j, leaf in enumerate(gradient.leaves) if leaf.requires_grad and leaf.numel()]
-        self._columns = curved if way.symmetric else active
+        self._columns = rows if way.symmetric else active
         self._blocks = {
             (i, j): _Buffer((self._leaves[i].numel(), self._leaves[j].numel()), self._leaves[j], create_graph)
-            for i in curved
+            for i in rows
             for j in self._columns
             if i <= j or not (way.symmetric and create_graph)
         }
@@ -265,12 +247,11 @@ class _Hessian:
 class _Blocks:
     """The blocks [i][i]."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool) -> None:
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None:
         self._leaves = gradient.leaves
         self._buffers = {
             i: _Buffer((self._leaves[i].numel(),) * 2, self._leaves[i], create_graph)
-            for i in gradient.curved
-            if self._leaves[i].numel()
+            for i in rows
         }
         self._matrices: dict[int, Tensor] = {}
 
@@ -307,16 +288,15 @@ class _Blocks:
 class _Diagonal:
     """The diagonals of the blocks [i][i]; of all other entries only what the check needs is kept."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool) -> None:
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None:
         self._leaves = gradient.leaves
-        curved = [i for i in gradient.curved if self._leaves[i].numel()]
         self._buffers = {
-            i: _Buffer((self._leaves[i].numel(),), self._leaves[i], create_graph) for i in curved
+            i: _Buffer((self._leaves[i].numel(),), self._leaves[i], create_graph) for i in rows
         }
-        signs = random_signs([self._leaves[i] for i in curved])
-        self._signs = dict(zip(curved, signs, strict=True))
+        signs = random_signs([self._leaves[i] for i in rows])
+        self._signs = dict(zip(rows, signs, strict=True))
         self._computed = {i: torch.zeros_like(sign).flatten() for i, sign in self._signs.items()}
-        self._norms = dict.fromkeys(curved, 0.0)
+        self._norms = dict.fromkeys(rows, 0.0)
 
     def columns(self, chunk: list[Piece]) -> list[int]:
         return [piece.tensor for piece in chunk]

@@ -1,0 +1,45 @@
+"""Take several products in one pass, and what to do where that does not work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hesse.runtime.chunks import ChunkSize
+
+
+def batched(
+    product: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], chunks: ChunkSize
+) -> Sequence[Tensor] | None:
+    """`product` for every entry of the vectors' first dimension, results stacked likewise.
+
+    Returns:
+        None when the chunk has to be made smaller, which `chunks` then knows.
+    """
+    count = len(vectors[0])
+    try:
+        if count == 1:
+            return [result.unsqueeze(0) for result in product(*(vector[0] for vector in vectors))]
+        return torch.vmap(lambda *vectors: tuple(product(*vectors)))(*vectors)
+    except torch.OutOfMemoryError:
+        if not chunks.halve():
+            raise
+        torch.cuda.empty_cache()
+    except Exception as error:
+        if count == 1:
+            raise
+        if "can't allocate memory" in str(error):  # what the CPU's allocator raises
+            chunks.halve()
+        else:  # an operation refuses batching; product by product it has no say
+            chunks.forbid()
+    return None
+
+
+def clock(tensor: Tensor) -> float:
+    """Seconds, after all that is queued on the tensor's device is done."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()

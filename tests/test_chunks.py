@@ -17,13 +17,17 @@ def run(seconds_per_column, limit=10_000, columns=20_000, regimes=1):
 
 
 def test_grows_while_it_pays():
-    sizes = run(lambda n: 1e-4 / n + (1e-6 if n > 600 else 0))
+    sizes = run(lambda n: 1e-1 / n + (1e-3 if n > 600 else 0))
     assert sizes[:6] == [32, 64, 128, 256, 512, 1024]
     assert set(sizes[6:-1]) == {512}
 
 
+def test_grows_faster_where_columns_are_cheap():
+    assert run(lambda n: 1e-6 + 1e-4 / n)[:5] == [32, 64, 256, 1024, 4096]
+
+
 def test_stays_where_it_is_best():
-    assert set(run(lambda n: 1e-6 * (1 + abs(n - 128)))[4:-1]) == {128}
+    assert set(run(lambda n: 5e-5 * (1 + abs(n - 128) / 128))[4:-1]) == {128}
 
 
 def test_plain_products_where_batching_does_not_pay():

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 _START = 32
 _GAIN = 0.95  # another size must cut the time per column by at least a twentieth
+_CHEAP = 4e-5  # seconds for a column, below which the calls cost more than the arithmetic
 _HEAVY = 3e-4  # seconds for a batched column, from which a plain product may be as fast
 
 
@@ -51,7 +52,7 @@ class ChunkSize:
         best = min(self._rates, key=self._rates.__getitem__)
         grows = best == max(self._rates) and (columns == 1 or rate < before * _GAIN)
         self._settled = not grows
-        self._size = 2 * best if grows else best
+        self._size = best * (1 if self._settled else 4 if rate < _CHEAP else 2)
 
     def halve(self) -> bool:
         """After running out of memory: go on with half; False where there is nothing to halve."""

@@ -1,0 +1,1 @@
+"""hesse beside its peers: `python -m benchmarks.run`, then `python -m benchmarks.table`."""

@@ -1,0 +1,141 @@
+"""Ask hesse and its peers the same questions: `python -m benchmarks.run --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import Case
+from benchmarks.contestants import QUESTIONS, contestant
+from benchmarks.measure import Measurement, deviation, environment, in_fresh_process, measure
+
+RESULTS = Path(__file__).parent / "results"
+_IMPORT_REPEATS = 7
+_WRONG = 1e-2  # a deviation that neither float32 nor TF32 explains
+
+
+def answer_case(name: str, case: Case, device: str, repeats: int | None) -> dict[str, Any]:
+    """Everything about one question to one case."""
+    question = QUESTIONS[name]
+    measured = measure(question.contestants(case, device), repeats or question.repeats)
+    reference = measured[question.reference]
+    if reference.error:
+        raise RuntimeError(f"{case.name}: nothing to compare with, {reference.error}")
+    contestants = {}
+    for who, found in measured.items():
+        record = _record(found)
+        if not found.error:
+            record["deviation"] = deviation(found.result, reference.result)
+            record["right"] = record["deviation"] < _WRONG
+            record |= in_fresh_process(partial(contestant, name, who, device, case))
+        contestants[who] = record
+        print(f"{name:9} {case.name:12} {who:60} {_show(record)}", flush=True)
+    _, tensors = case.problem(device)
+    return {
+        "description": case.description,
+        "coordinates": sum(tensor.numel() for tensor in tensors),
+        "note": case.note,
+        "contestants": contestants,
+        **question.derived({who: r["seconds"] for who, r in contestants.items() if r.get("right")}),
+    }
+
+
+def answer_import(repeats: int | None) -> dict[str, Any]:
+    """How long a fresh interpreter takes to import hesse, and torch alone."""
+    modules = ("hesse", "torch")
+    statements = {f"import {module}": [sys.executable, "-c", f"import {module}"] for module in modules}
+    measured = measure(
+        {name: partial(subprocess.run, command, check=True) for name, command in statements.items()},
+        repeats or _IMPORT_REPEATS,
+    )
+    for name, found in measured.items():
+        print(f"{'import':22} {name:60} {_show(_record(found))}", flush=True)
+    return {
+        "description": "a fresh interpreter from its start to its end",
+        "contestants": {name: _record(found) for name, found in measured.items()},
+        "seconds_added_by_hesse": measured["import hesse"].seconds - measured["import torch"].seconds,
+    }
+
+
+def _record(found: Measurement) -> dict[str, Any]:
+    if found.error:
+        return {"error": found.error}
+    return {
+        "seconds": found.seconds,
+        "fastest": min(found.times),
+        "slowest": max(found.times),
+        "runs": len(found.times),
+    }
+
+
+def _show(record: dict[str, Any]) -> str:
+    if "error" in record:
+        return record["error"]
+    parts = [f"{1e3 * record['seconds']:10.2f} ms"]
+    if "peak_bytes" in record:
+        parts.append(f"(first call {1e3 * record['first_call']:9.2f})")
+        parts.append(f"{record['peak_bytes'] / 2**20:8.1f} MiB   deviation {record['deviation']:.1e}")
+        parts.append("" if record["right"] else "  WRONG")
+    return " ".join(parts)
+
+
+def summary(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Minimum, median and maximum over the cases of every number derived from the times."""
+    derived: dict[str, list[float]] = {}
+    for case in cases.values():
+        for key, value in case.items():
+            if isinstance(value, float):
+                derived.setdefault(key, []).append(value)
+    return {
+        key: {"minimum": min(values), "median": statistics.median(values), "maximum": max(values)}
+        for key, values in derived.items()
+    }
+
+
+def write(question: str, device: str, cases: dict[str, dict[str, Any]], keep: bool) -> Path:
+    """Write the results; `keep`: beside those of other cases, if the environment is the same."""
+    where = environment(device)
+    gpu = where["gpu"] or "cpu"
+    path = RESULTS / f"{question}-{re.sub('[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+    if keep and path.exists():
+        earlier = json.loads(path.read_text())
+        if earlier["environment"] == where:
+            cases = earlier["cases"] | cases
+    content = {"question": question, "environment": where, "cases": cases, "summary": summary(cases)}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--question", choices=[*QUESTIONS, "import"], help="only this one")
+    known = dict.fromkeys(case.name for question in QUESTIONS.values() for case in question.cases)
+    parser.add_argument("--case", choices=list(known), help="only this one; earlier results of others stay")
+    parser.add_argument("--repeats", type=int, help="rounds, instead of the question's own number")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    options = parser.parse_args()
+
+    for name, question in QUESTIONS.items():
+        answered = {}
+        if options.question in (None, name):
+            for case in question.cases:
+                if options.case in (None, case.name):
+                    answered[case.name] = answer_case(name, case, options.device, options.repeats)
+                    path = write(name, options.device, answered, keep=options.case is not None)
+        if answered:
+            print(f"wrote {path.name}")
+    if options.question == "import" or not (options.question or options.case):
+        path = write("import", options.device, {"import": answer_import(options.repeats)}, keep=False)
+        print(f"wrote {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Write docs/benchmarks.md from the results: `python -m benchmarks.table`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+_INTRODUCTION = """\
+# Benchmarks
+
+Every figure here is written by `python -m benchmarks.table` from the files in `benchmarks/results`,
+which `python -m benchmarks.run` measures.
+
+How it is measured:
+
+- All in float32, seeded, default number of threads. The contestants of a case take turns, so that
+  what disturbs the machine meets them all; the order rotates. "ms" is the median, "slowest" the
+  longest run.
+- Each is warmed up once before. "First call" is a single call in a process where nothing has run
+  yet; it is in no ratio. What torch starts late is in it, for all alike.
+- "Peak" is the memory that one call needs beyond what was there before, its answer included,
+  the largest of three runs in a fresh process: growth of the resident memory on a CPU, of what torch
+  has allocated on a GPU.
+- "Ratio" is the peer's time divided by hesse's (with its defaults, the check included): above 1,
+  hesse is faster.
+- The results are compared with those of plain double backward, one product at a time (the loop of
+  torch.autograd.functional, torch-secorder, the product by hand): "agreement" is the largest
+  deviation, relative to the largest entry. A result that rounding does not explain is marked wrong;
+  its time is shown but counts neither as the fastest peer's nor in the ratios that are summed up.
+
+What to keep in mind: these are small problems, where the overhead of a call counts; other sizes,
+threads and machines give other ratios. The check that hesse does and its peers do not is in its times
+unless a row says otherwise. hesse sizes its batches by the clock while it works, so its times and its
+peaks scatter where the machine is disturbed.
+"""
+
+_TITLES = {
+    "hessian": "The full Hessian",
+    "diagonal": "The diagonal of the Hessian",
+    "hvp": "One product with a vector",
+    "import": "Importing",
+}
+
+_DERIVED = {
+    "ratio_to_fastest_peer": "Ratio to the fastest peer",
+    "ratio_to_torch_func_hessian": "Ratio to `torch.func.hessian`",
+    "hesse_over_by_hand": "Time of hesse divided by that of the product by hand",
+    "seconds_added_by_hesse": "Seconds that hesse adds to importing torch",
+}
+
+
+def section(content: dict[str, Any]) -> str:
+    """One question on one machine."""
+    cases = content["cases"]
+    lines = [
+        f"## {_TITLES[content['question']]}",
+        "",
+        machine(content["environment"]),
+        "",
+        "| case | contestant | ms | slowest | first call | peak MiB | ratio |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, case in cases.items():
+        lines += rows(name, case)
+    lines += ["", *map(summary_line, content["summary"].items()), ""]
+    lines += [case_line(name, case) for name, case in cases.items()]
+    return "\n".join(lines) + "\n"
+
+
+def machine(environment: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    gpu = f"{environment['gpu']}, with " if environment["gpu"] else ""
+    cores, threads = environment["cores"], environment["threads"]
+    return f"On {gpu}{environment['cpu']}, {cores} cores, {threads} threads; {versions}."
+
+
+def rows(name: str, case: dict[str, Any]) -> list[str]:
+    """One row for each contestant of a case; the first is hesse with its defaults."""
+    contestants = case["contestants"]
+    ours = next(iter(contestants.values())).get("seconds")
+    lines = []
+    for who, record in contestants.items():
+        if "error" in record:
+            cells = ["raises", "", "", "", ""]
+        else:
+            ratio = f"{record['seconds'] / ours:.2f}" if ours else ""
+            first = milliseconds(record["first_call"]) if "first_call" in record else ""
+            peak = f"{record['peak_bytes'] / 2**20:.1f}" if "peak_bytes" in record else ""
+            cells = [milliseconds(record["seconds"]), milliseconds(record["slowest"]), first, peak, ratio]
+        shown = f"**{who}**" if who == case.get("fastest_peer") else who
+        shown += "" if record.get("right", True) else " (wrong result)"
+        lines.append(f"| {name} | {shown} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
+
+
+def summary_line(item: tuple[str, dict[str, float]]) -> str:
+    key, values = item
+    return f"- {_DERIVED[key]}: " + ", ".join(f"{name} {value:.3g}" for name, value in values.items()) + "."
+
+
+def case_line(name: str, case: dict[str, Any]) -> str:
+    """What a case is, how well the results agree, and what went wrong."""
+    parts = [f"- {name}: {case['description']}"]
+    if "coordinates" in case:
+        parts[0] += f"; {case['coordinates']:,} coordinates"
+    records = case["contestants"]
+    deviations = [record["deviation"] for record in records.values() if record.get("right")]
+    if deviations:
+        parts.append(f"Agreement {max(deviations):.1e}")
+    parts += [
+        f"{who} is wrong by {record['deviation']:.1e}"
+        for who, record in records.items()
+        if not record.get("right", True)
+    ]
+    parts += [f"{who} raises `{record['error']}`" for who, record in records.items() if "error" in record]
+    return ". ".join(part.rstrip(".") for part in [*parts, case.get("note", "")] if part) + "."
+
+
+def main() -> None:
+    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    order = list(_TITLES)
+    found.sort(key=lambda content: (order.index(content["question"]), content["environment"]["gpu"] or ""))
+    PAGE.write_text("\n".join([_INTRODUCTION, *map(section, found)]))
+    print(f"wrote docs/{PAGE.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ def run(seconds_per_column, limit=10_000, columns=20_000, regimes=1):
 
 
 def test_grows_while_it_pays():
-    sizes = run(lambda n: 1e-1 / n + (1e-3 if n > 600 else 0))
+    sizes = run(lambda n: 5e-5 + 5e-3 / n + (1e-3 if n > 600 else 0))
     assert sizes[:6] == [32, 64, 128, 256, 512, 1024]
     assert set(sizes[6:-1]) == {512}
 

@@ -1,14 +1,16 @@
 """Taps: one product a neuron, exact wherever they apply, and not taken (or noticed) where they do not."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import hessian_matrix, relative_error
 from torch import nn
 from torch.func import functional_call
 
 import hesse
 from hesse import errors
+from oracle import hessian_matrix, relative_error
 
 N = 6
 
@@ -35,7 +37,7 @@ def flat(result):
 
 def mlp(*widths, bias=True, activation=nn.Tanh):
     layers = []
-    for wide, narrow in zip(widths, widths[1:], strict=False):
+    for wide, narrow in pairwise(widths):
         layers += [nn.Linear(wide, narrow, bias=bias), activation()]
     return nn.Sequential(*layers[:-1]).double()
 
@@ -201,7 +203,7 @@ def test_create_graph_takes_the_dense_way():
 
 
 def test_taps_are_refused_for_a_full_hessian():
-    with pytest.raises(errors.ArgumentError, match="taps.*diagonals"):
+    with pytest.raises(errors.ArgumentError, match=r"taps.*diagonals"):
         hesse.hessian(lambda a: a.sum(), torch.ones(2), method="taps")
 
 

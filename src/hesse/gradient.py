@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node, get_gradient_edge
 
 from hesse.errors import (
     HesseError,
@@ -196,7 +196,7 @@ def _differentiate(
     layers: list[TappedLayer] = []
     if value.requires_grad and active:
         calls = recorder.tappable(value)
-        by: list[Tensor | GradientEdge] = [*(leaves[i] for i in active), *(call.tap for call in calls)]
+        by = [get_gradient_edge(leaves[i]) for i in active] + [call.tap for call in calls]
         found = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
         layers = [
             TappedLayer(call, part)

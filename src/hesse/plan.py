@@ -44,9 +44,7 @@ def may_tap(question: str, method: str | Plan) -> bool:
     return question == "diagonal" and name != "dense"
 
 
-def choose(
-    question: str, problem: Problem, gradient: Gradient, layers: Sequence[TappedLayer]
-) -> Plan:
+def choose(question: str, problem: Problem, gradient: Gradient, layers: Sequence[TappedLayer]) -> Plan:
     """The plan that takes these layers by taps and all else by one product per coordinate."""
     tapped = {i for layer in layers for i in (layer.call.weight, layer.call.bias) if i is not None}
     rest = sum(problem.sizes[i] for i in gradient.curved if i not in tapped)

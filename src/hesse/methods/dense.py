@@ -250,8 +250,7 @@ class _Blocks:
     def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None:
         self._leaves = gradient.leaves
         self._buffers = {
-            i: _Buffer((self._leaves[i].numel(),) * 2, self._leaves[i], create_graph)
-            for i in rows
+            i: _Buffer((self._leaves[i].numel(),) * 2, self._leaves[i], create_graph) for i in rows
         }
         self._matrices: dict[int, Tensor] = {}
 
@@ -290,9 +289,7 @@ class _Diagonal:
 
     def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None:
         self._leaves = gradient.leaves
-        self._buffers = {
-            i: _Buffer((self._leaves[i].numel(),), self._leaves[i], create_graph) for i in rows
-        }
+        self._buffers = {i: _Buffer((self._leaves[i].numel(),), self._leaves[i], create_graph) for i in rows}
         signs = random_signs([self._leaves[i] for i in rows])
         self._signs = dict(zip(rows, signs, strict=True))
         self._computed = {i: torch.zeros_like(sign).flatten() for i, sign in self._signs.items()}

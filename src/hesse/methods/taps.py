@@ -60,9 +60,7 @@ def run(
     return parts, probes
 
 
-def _diagonal(
-    layer: TappedLayer, workspace: int, progress: Progress, parts: dict[int, Tensor]
-) -> Probe:
+def _diagonal(layer: TappedLayer, workspace: int, progress: Progress, parts: dict[int, Tensor]) -> Probe:
     samples, positions, outputs = layer.samples, layer.positions, layer.outputs
     a = layer.call.input.reshape(samples, positions, -1)
     of_weight = a.new_zeros(outputs, a.shape[-1])
@@ -79,9 +77,7 @@ def _diagonal(
     chunks, start = ChunkSize(workspace // column), 0
     while start < outputs * positions:
         began = clock(a)
-        numbers = torch.arange(
-            start, min(start + chunks.size, outputs * positions), device=a.device
-        )
+        numbers = torch.arange(start, min(start + chunks.size, outputs * positions), device=a.device)
         o, t = numbers // positions, numbers % positions
         seeds = a.new_zeros(len(numbers), samples, positions, outputs)
         seeds[torch.arange(len(numbers), device=a.device), :, t, o] = 1

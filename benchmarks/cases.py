@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +84,9 @@ def _classifier(model: nn.Module, inputs: Tensor, classes: int) -> Problem:
     return func, tuple(parameter.detach() for parameter in parameters)
 
 
-def tanh_mlp(inputs: int, hidden: int, samples: int) -> Problem:
-    layers = (nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh())
-    return _classifier(nn.Sequential(*layers, nn.Linear(hidden, 10)), torch.randn(samples, inputs), 10)
+def tanh_mlp(*widths: int, samples: int) -> Problem:
+    layers = [layer for wide, narrow in pairwise(widths) for layer in (nn.Linear(wide, narrow), nn.Tanh())]
+    return _classifier(nn.Sequential(*layers[:-1]), torch.randn(samples, widths[0]), widths[-1])
 
 
 def cnn() -> Problem:
@@ -146,7 +147,7 @@ CASES = (
     Case(
         "tanh-mlp",
         "tanh MLP 16-32-32-10, cross entropy of 256 samples",
-        partial(tanh_mlp, inputs=16, hidden=32, samples=256),
+        partial(tanh_mlp, 16, 32, 32, 10, samples=256),
     ),
     Case("cnn", "two convolutions of 8 channels, tanh, average pooling, 32 images of 8x8", cnn),
     Case(
@@ -168,8 +169,13 @@ CASES = (
     Case("rosenbrock", "chained Rosenbrock function", rosenbrock),
 )
 
+WIDE_MLP = Case(
+    "wide-mlp",
+    "tanh MLP 64-64-32-10, cross entropy of 256 samples",
+    partial(tanh_mlp, 64, 64, 32, 10, samples=256),
+)
 LARGE_MLP = Case(
     "large-mlp",
     "tanh MLP 64-256-256-10, cross entropy of 512 samples",
-    partial(tanh_mlp, inputs=64, hidden=256, samples=512),
+    partial(tanh_mlp, 64, 256, 256, 10, samples=512),
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import hesse
-from benchmarks.cases import CASES, LARGE_MLP, Case, Function
+from benchmarks.cases import CASES, LARGE_MLP, WIDE_MLP, Case, Function
 
 Contestants = dict[str, Callable[[], Any]]
 Seconds = dict[str, float]
@@ -63,6 +63,9 @@ def diagonal(case: Case, device: str) -> Contestants:
     helped, leaves = case.for_peers(func), [tensor.requires_grad_() for tensor in tensors]
     return {
         "hesse.hessian_diagonal": lambda: hesse.hessian_diagonal(lambda: func(*leaves), leaves),
+        'hesse.hessian_diagonal(method="dense")': lambda: hesse.hessian_diagonal(
+            lambda: func(*leaves), leaves, method="dense"
+        ),
         "torch_secorder hessian_diagonal": lambda: hessian_diagonal(lambda: helped(*leaves), leaves),
     }
 
@@ -111,6 +114,7 @@ QUESTIONS = {
         "torch_secorder hessian_diagonal",
         partial(beside_peers, "hesse.hessian_diagonal"),
         repeats=5,
+        cases=(*CASES, WIDE_MLP),
     ),
     "hvp": Question(hvp, "by hand", beside_hand, repeats=50, cases=(*CASES, LARGE_MLP)),
 }

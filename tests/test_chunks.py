@@ -7,7 +7,7 @@ from hesse.runtime.chunks import ChunkSize
 
 def run(seconds_per_column, limit=10_000, columns=20_000, regimes=1):
     """The sizes that are taken when a chunk of n columns takes n * seconds_per_column(n)."""
-    chunks, sizes, left = ChunkSize(limit), [], columns
+    chunks, sizes, left = ChunkSize(limit, columns), [], columns
     while left:
         size = min(chunks.size, left)
         sizes.append(size)
@@ -22,8 +22,8 @@ def test_grows_while_it_pays():
     assert set(sizes[6:-1]) == {512}
 
 
-def test_grows_faster_where_columns_are_cheap():
-    assert run(lambda n: 1e-6 + 1e-4 / n)[:5] == [32, 64, 256, 1024, 4096]
+def test_does_not_try_a_new_size_on_most_of_what_is_left():
+    assert run(lambda n: 1e-6 + 1e-4 / n, columns=1500) == [32, 64, 128, 256, 256, 256, 256, 252]
 
 
 def test_stays_where_it_is_best():
@@ -58,7 +58,7 @@ def test_never_beyond_the_limit(limit):
 
 
 def test_halving_and_forbidding():
-    chunks = ChunkSize(100)
+    chunks = ChunkSize(100, 1000)
     assert chunks.halve()
     assert chunks.size == 16
     chunks.forbid()

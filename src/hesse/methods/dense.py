@@ -91,8 +91,8 @@ def run(
     """
     rows_of = [i for i in gradient.curved if gradient.leaves[i].numel() and i not in without]
     answer = _ANSWERS[question](gradient, way, create_graph, rows_of)
-    chunks = ChunkSize(chunk_limit if way.batched else 1)
     sizes = {i: gradient.leaves[i].numel() for i in rows_of}
+    chunks = ChunkSize(chunk_limit if way.batched else 1, total=sum(sizes.values()))
     pending = list(rows_of)
     row = 0  # of the first pending tensor
     while pending:

@@ -74,10 +74,10 @@ def _diagonal(layer: TappedLayer, workspace: int, progress: Progress, parts: dic
 
     # A product holds its pass, its seed, its row and two layouts of them.
     column = bytes_per_column([layer.gradient]) + 4 * total.numel() * total.dtype.itemsize
-    chunks, start = ChunkSize(workspace // column), 0
-    while start < outputs * positions:
+    chunks, start = ChunkSize(workspace // column, total=products(layer)), 0
+    while start < products(layer):
         began = clock(a)
-        numbers = torch.arange(start, min(start + chunks.size, outputs * positions), device=a.device)
+        numbers = torch.arange(start, min(start + chunks.size, products(layer)), device=a.device)
         o, t = numbers // positions, numbers % positions
         seeds = a.new_zeros(len(numbers), samples, positions, outputs)
         seeds[torch.arange(len(numbers), device=a.device), :, t, o] = 1

@@ -6,7 +6,6 @@ from collections.abc import Hashable
 
 _START = 32
 _GAIN = 0.95  # another size must cut the time per column by at least a twentieth
-_CHEAP = 4e-5  # seconds for a column, below which the calls cost more than the arithmetic
 _HEAVY = 3e-4  # seconds for a batched column, from which a plain product may be as fast
 
 
@@ -18,8 +17,9 @@ class ChunkSize:
     that fill the machine by themselves, batching only moves more memory.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, total: int) -> None:
         self._limit = max(1, limit)
+        self._left = total
         self._size = _START
         self._warm = self._settled = False
         self._trials: list[int] = []  # sizes still to be tried in turn
@@ -33,6 +33,7 @@ class ChunkSize:
 
     def report(self, columns: int, seconds: float, regime: Hashable) -> None:
         """Tell what a chunk took; only chunks of one regime (rows of the same tensor) are compared."""
+        self._left -= columns
         if self._settled or columns < self.size:
             return
         if not self._warm:
@@ -52,7 +53,8 @@ class ChunkSize:
         best = min(self._rates, key=self._rates.__getitem__)
         grows = best == max(self._rates) and (columns == 1 or rate < before * _GAIN)
         self._settled = not grows
-        self._size = best * (1 if self._settled else 4 if rate < _CHEAP else 2)
+        # A size that may turn out worse is not worth trying on most of what is left.
+        self._size = 2 * best if grows and 4 * best <= self._left else best
 
     def halve(self) -> bool:
         """After running out of memory: go on with half; False where there is nothing to halve."""

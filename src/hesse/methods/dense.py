@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hesse.certificate import Probe, random_signs
 from hesse.gradient import Gradient
-from hesse.methods.batches import batched, clock
+from hesse.runtime.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize
 from hesse.runtime.progress import Progress
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hesse.certificate import Probe, random_signs
 from hesse.gradient import TappedLayer
-from hesse.methods.batches import batched, clock
+from hesse.runtime.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize
 from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress

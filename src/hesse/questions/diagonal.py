@@ -40,8 +40,10 @@ def hessian_diagonal(
         create_graph: make a result that can be differentiated again.
         strict: raise where a tensor does not require grad (closure form) or does not influence
             the output; without it its diagonal is zero.
-        method: as in `hessian`, and so are `memory`, `progress` and `full_output`.
-        check: certify, with one product by plain autograd for every tensor.
+        method: "auto" takes taps (one product per output of a linear layer) where they apply and one
+            product per coordinate elsewhere; "taps" says the same, "dense" takes no taps. Or a `Plan`.
+        check: certify, with one product by plain autograd for every layer that is tapped and every
+            other tensor.
         memory: see `hessian`.
         progress: see `hessian`.
         full_output: see `hessian`.
@@ -98,7 +100,7 @@ def model_hessian_diagonal(
         targets: what `loss_fn` is called with beside the output.
         create_graph: see `hessian_diagonal`, and so for all that follow.
         strict: see `hessian_diagonal`.
-        method: see `hessian`.
+        method: see `hessian_diagonal`.
         check: see `hessian_diagonal`.
         memory: see `hessian`.
         progress: see `hessian`.

@@ -29,7 +29,8 @@ def hessian_trace(
 ) -> Any:
     r"""The trace of the Hessian, $\sum_i \partial^2 f / \partial x_i^2$: exact, no estimate.
 
-    Arguments, options and errors are those of `hessian`; it costs what `hessian_diagonal` costs.
+    Arguments, options and errors are those of `hessian`; it costs what `hessian_diagonal` costs and
+    takes the same methods.
 
     Returns:
         A tensor without dimensions. Half precision is summed, and given back, in float32.

@@ -1,1 +1,1 @@
-"""What every call needs whatever the method: memory, chunks, progress, isolation."""
+"""What every call needs whatever the method: memory, chunks, batches, progress, isolation."""

@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from the results: `python -m benchmarks.table`."""
+"""Write docs/benchmarks.md and the figures in README.md from the results: `python -m benchmarks.table`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 from benchmarks.run import RESULTS
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+ROOT = Path(__file__).parent.parent
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+_MARKS = "<!-- figures: written by benchmarks.table -->\n", "<!-- end of figures -->\n"
 
 _INTRODUCTION = """\
 # Benchmarks
@@ -125,12 +127,39 @@ def case_line(name: str, case: dict[str, Any]) -> str:
     return ". ".join(part.rstrip(".") for part in [*parts, case.get("note", "")] if part) + "."
 
 
+def figures(found: list[dict[str, Any]]) -> str:
+    """The ratios of every case on the CPU, in one table."""
+    by_question = {content["question"]: content for content in found if not content["environment"]["gpu"]}
+    columns = {
+        "hessian": ("Hessian: fastest torch route / hesse", "ratio_to_fastest_peer"),
+        "diagonal": ("diagonal: torch-secorder / hesse", "ratio_to_fastest_peer"),
+        "hvp": ("product: by hand / hesse", "hesse_over_by_hand"),
+    }
+    names = list(dict.fromkeys(name for q in columns for name in by_question[q]["cases"]))
+    lines = [
+        "| case | " + " | ".join(title for title, _ in columns.values()) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for name in names:
+        cells = []
+        for question, (_, key) in columns.items():
+            value = by_question[question]["cases"].get(name, {}).get(key)
+            if value is not None and question == "hvp":
+                value = 1 / value
+            cells.append("" if value is None else f"{value:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([machine(by_question["hessian"]["environment"]), "", *lines, ""])
+
+
 def main() -> None:
     found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
     order = list(_TITLES)
     found.sort(key=lambda content: (order.index(content["question"]), content["environment"]["gpu"] or ""))
     PAGE.write_text("\n".join([_INTRODUCTION, *map(section, found)]))
-    print(f"wrote docs/{PAGE.name}")
+    before, rest = README.read_text().split(_MARKS[0])
+    after = rest.split(_MARKS[1])[1]
+    README.write_text(before + _MARKS[0] + figures(found) + _MARKS[1] + after)
+    print(f"wrote docs/{PAGE.name} and the figures in {README.name}")
 
 
 if __name__ == "__main__":

@@ -175,3 +175,15 @@ def test_results_do_not_hold_the_graph():
     ):
         assert not answer.requires_grad
     assert x.grad is None
+
+
+def test_threads_that_share_a_model_take_turns(model):
+    from concurrent.futures import ThreadPoolExecutor
+
+    before = snapshot(model)
+    expected = hesse.model_hessian_diagonal(model, F.mse_loss, X, Y)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(hesse.model_hessian_diagonal, model, F.mse_loss, X, Y) for _ in range(8)]
+        for run in runs:
+            torch.testing.assert_close(run.result(), expected)
+    assert_same(model, before)

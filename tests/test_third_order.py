@@ -1,6 +1,7 @@
-"""Norms in a function that takes gradients itself: a third derivative, which torch's fused ones get wrong.
+"""Norms whose fused form has wrong derivatives in torch: weight norm in second order, others in third.
 
-The oracle therefore gets the same function with norms written by hand.
+A third derivative is met in a function that takes gradients itself. The oracle gets the same function with
+norms written by hand.
 """
 
 import pytest
@@ -38,6 +39,57 @@ NORMS = {
         (2, 4, 3),
     ),
 }
+
+
+WEIGHT_NORMS = {
+    "rows": (
+        lambda v, g: torch._weight_norm(v, g, 0),
+        lambda v, g: g * v / v.norm(dim=1, keepdim=True),
+        (3, 1),
+    ),
+    "columns": (
+        lambda v, g: torch._weight_norm(v, g, 1),
+        lambda v, g: g * v / v.norm(dim=0, keepdim=True),
+        (1, 4),
+    ),
+    "all": (lambda v, g: torch._weight_norm(v, g, -1), lambda v, g: g * v / v.norm(), ()),
+}
+
+
+@pytest.mark.parametrize(("fused", "plain", "shape"), WEIGHT_NORMS.values(), ids=WEIGHT_NORMS)
+def test_second_derivatives_of_weight_norm(fused, plain, shape):
+    data = torch.randn(5, 4, dtype=torch.float64)
+    inputs = torch.randn(3, 4, dtype=torch.float64), torch.rand(shape, dtype=torch.float64)
+    build = lambda norm: lambda v, g: torch.tanh(data @ norm(v, g).T).exp().sum()
+    expected = hessian_matrix(build(plain), inputs)
+    assert relative_error(as_matrix(hesse.hessian(build(fused), inputs), inputs), expected) < 1e-10
+    diagonal = torch.cat([d.flatten() for d in hesse.hessian_diagonal(build(fused), inputs)])
+    assert relative_error(diagonal, expected.diagonal()) < 1e-10
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "normed", [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.weight_norm], ids=["new", "old"]
+)
+def test_layers_with_weight_norm(normed):
+    model = torch.nn.Sequential(normed(torch.nn.Linear(5, 4)), torch.nn.Tanh()).double()
+    data = torch.randn(6, 5, dtype=torch.float64)
+    loss = lambda: model(data).exp().mean()
+    parameters = list(model.parameters())
+    blocks = hesse.hessian(loss, parameters)
+    matrix = as_matrix(blocks, parameters)
+    assert relative_error(matrix, matrix.T) < 1e-12
+    step, direction = 1e-5, [torch.randn_like(p) for p in parameters]
+
+    def gradient(scale):
+        with torch.no_grad():
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(scale * d)
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss(), parameters)])
+
+    ahead, behind = gradient(step), gradient(-2 * step)
+    slope = (ahead - behind) / (2 * step)
+    assert relative_error(matrix @ torch.cat([d.flatten() for d in direction]), slope) < 1e-6
 
 
 def gradient_penalty(norm, points):

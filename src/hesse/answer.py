@@ -143,6 +143,12 @@ class _Work:
                     "func is ill-conditioned in this dtype, or its backward is not deterministic"
                     if last
                     else "it is computed again with fewer assumptions"
+                )
+                + (
+                    " (a Hessian that is not symmetric comes from a hook, a custom backward or an error in "
+                    "torch's own)"
+                    if way.symmetric
+                    else ""
                 ),
             )
         return parts, certificate, passes, plan

@@ -41,7 +41,8 @@ def hessian(
             spread over the arguments of `func`, a tensor or dict is its only argument.
         create_graph: make a result that can be differentiated again.
         strict: raise where an input does not influence the output (closure form: or does not
-            require grad); without it such entries are zero.
+            require grad); without it such entries are zero. An input that influences it linearly
+            gives zeros in both cases, where torch raises.
         vectorize: accepted for torch's sake and without effect: products are always batched, in
             chunks whose size is found while working.
         outer_jacobian_strategy: likewise ("reverse-mode", "forward-mode" or None).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,7 +24,10 @@ def batched(
     try:
         if count == 1:
             return [result.unsqueeze(0) for result in product(*(vector[0] for vector in vectors))]
-        return torch.vmap(lambda *vectors: tuple(product(*vectors)))(*vectors)
+        with warnings.catch_warnings():
+            # Of operations that it batches by a loop; `chunks` finds out whether that pays.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return torch.vmap(lambda *vectors: tuple(product(*vectors)))(*vectors)
     except torch.OutOfMemoryError:
         if not chunks.halve():
             raise

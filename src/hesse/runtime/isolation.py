@@ -13,6 +13,7 @@ it yields is entered around the caller's code alone. Between them
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,7 +25,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
-from hesse.runtime.norms import COMPOSITE
+from hesse.runtime.norms import COMPOSITE, weight_norm
+
+# Kernel choices and hooks are the process's, and threads may share a model: one at a time.
+_LOCK = threading.RLock()
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def isolated(third_order: bool = False) -> Iterator[Watch]:
     `third_order`: the second derivatives will be differentiated once more.
     """
     watch = Watch(third_order)
-    with ExitStack() as stack:
+    with _LOCK, ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -264,6 +268,11 @@ def _embed(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
     return func(*args, **kwargs)
 
 
+def _normalise_weight(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Weight norm: the second derivative of torch's own is wrong."""
+    return weight_norm(*args, **kwargs)
+
+
 def _recur(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Recurrent layers: the fused kernels of cuDNN and oneDNN are left aside."""
     fused = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags warns about TF32
@@ -279,6 +288,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((functional.batch_norm, torch.batch_norm), _normalise),
     **dict.fromkeys((functional.instance_norm, torch.instance_norm), _normalise),
     functional.layer_norm: _normalise,
+    torch._weight_norm: _normalise_weight,
     torch.autograd.grad: _differentiate,
     **dict.fromkeys((functional.embedding, functional.embedding_bag), _embed),
     **dict.fromkeys((torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu), _recur),

@@ -245,6 +245,7 @@ def saved_on_cpu():
 CASES = [
     Case("torch.func inside the function", transforms_inside),
     Case("backward hooks", backward_hooks),
+    Case("batched by a loop", lambda: (lambda a: F.mish(a).sum() ** 2, (x(5),))),
     Case("saved-tensor hooks", saved_on_cpu),
     Case("cubic", lambda: (lambda a: (2 * a**3 - a**2).sum(), (x(3, 2),))),
     Case("mlp", mlp),

@@ -148,6 +148,14 @@ def test_a_mutating_function_still_gets_its_own_values():
     assert counter.item() == 0
 
 
+@pytest.mark.parametrize("embed", [F.embedding, lambda i, w: F.embedding(i, w, max_norm=None)])
+def test_an_embedding_without_max_norm_is_not_written_to(embed):
+    table = torch.randn(5, 3, requires_grad=True)
+    version = table._version
+    hesse.hessian_diagonal(lambda: embed(torch.arange(3), table).pow(3).sum(), [table])
+    assert table._version == version
+
+
 def test_random_numbers_that_do_not_matter_are_allowed_and_given_back():
     x = torch.ones(2)
     state = torch.get_rng_state()

@@ -262,9 +262,8 @@ def _differentiate(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[
 
 def _embed(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Embeddings with `max_norm` renorm their table in place."""
-    if (kwargs.get("max_norm") or (len(args) > 3 and args[3])) is not None:
-        table = args[1] if len(args) > 1 else kwargs["weight"]
-        watch._keep(table)
+    if kwargs.get("max_norm", args[3] if len(args) > 3 else None) is not None:
+        watch._keep(args[1] if len(args) > 1 else kwargs["weight"])
     return func(*args, **kwargs)
 
 

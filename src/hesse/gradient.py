@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import Node, get_gradient_edge
 
 from hesse.errors import (
     HesseError,
@@ -21,6 +21,7 @@ from hesse.errors import (
     OutputError,
 )
 from hesse.problem import Problem
+from hesse.runtime.graph import nodes
 from hesse.runtime.isolation import Watch, isolated
 from hesse.tape.layers import LayerCall, LayerRecorder
 
@@ -196,7 +197,7 @@ def _differentiate(
     layers: list[TappedLayer] = []
     if value.requires_grad and active:
         calls = recorder.tappable(value)
-        by = [get_gradient_edge(leaves[i]) for i in active] + [call.tap for call in calls]
+        by: list[Any] = [*(leaves[i] for i in active), *(call.tap for call in calls)]
         found = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
         layers = [
             TappedLayer(call, part)
@@ -216,18 +217,11 @@ def _differentiate(
 
 def _custom_functions(value: Tensor) -> set[type]:
     """The autograd Functions written in Python on the graph of `value`."""
-    seen: set[Node] = set()
-    stack = [value.grad_fn]
-    found: set[type] = set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, BackwardCFunction):
-            found.add(type(node)._forward_cls)  # type: ignore[attr-defined]
-        stack.extend(after for after, _ in node.next_functions)
-    return found
+    return {
+        type(node)._forward_cls  # type: ignore[attr-defined]
+        for node in nodes([value])
+        if isinstance(node, BackwardCFunction)
+    }
 
 
 def _only_once(function: type) -> bool:

@@ -217,13 +217,11 @@ _IN_PLACE_DUNDERS = {
 
 
 def _normalise(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Norms: see `norms` for third derivatives; in training, statistics are written.
+    """Batch and instance norm: in training, their statistics are written.
 
     The kernels get copies of the statistics, which the graph may keep, and the caller's own are
     written after them.
     """
-    if func is functional.layer_norm:
-        return _fused_or_not(watch, func, args, kwargs)
     positional = args[5] if len(args) > 5 else func is functional.instance_norm
     if not kwargs.get("training", kwargs.get("use_input_stats", positional)):
         return func(*args, **kwargs)
@@ -245,6 +243,7 @@ def _normalise(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _fused_or_not(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A norm by torch's kernel, or from elementary operations for third derivatives: see `norms`."""
     watch.fused_norm = True
     if func not in COMPOSITE or not (watch.third_order or _is_wrapped(args[0])):
         return func(*args, **kwargs)
@@ -286,7 +285,7 @@ def _recur(watch: Watch, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((functional.batch_norm, torch.batch_norm), _normalise),
     **dict.fromkeys((functional.instance_norm, torch.instance_norm), _normalise),
-    functional.layer_norm: _normalise,
+    functional.layer_norm: _fused_or_not,
     torch._weight_norm: _normalise_weight,
     torch.autograd.grad: _differentiate,
     **dict.fromkeys((functional.embedding, functional.embedding_bag), _embed),

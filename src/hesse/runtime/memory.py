@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from hesse.errors import ArgumentError
+from hesse.runtime.graph import nodes
 
 _UNITS = {"": 1} | {
     f"{prefix}{suffix}": base**power
@@ -94,13 +95,7 @@ def bytes_per_column(outputs: Sequence[Tensor]) -> int:
     first node that sends to it until it has run. Twice a node's own size is added for the
     temporaries of its formula.
     """
-    order: dict[Node, int] = {}
-    stack = [output.grad_fn for output in outputs if output.grad_fn is not None]
-    while stack:
-        node = stack.pop()
-        if node not in order:
-            order[node] = node._sequence_nr()
-            stack.extend(after for after, _ in node.next_functions if after is not None)
+    order = {node: node._sequence_nr() for node in nodes(outputs)}
     sizes = {
         node: sum(
             math.prod(meta.shape) * meta.dtype.itemsize for meta in getattr(node, "_input_metadata", ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from hesse.runtime.graph import nodes
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,9 @@ class LayerRecorder(TorchFunctionMode):
         ]
 
 
-def _uses(value: Tensor) -> dict[tuple[Node, int], int]:
+def _uses(value: Tensor) -> Counter[tuple[Node, int]]:
     """How many places of the graph of `value` each of its tensors goes into."""
-    uses: dict[tuple[Node, int], int] = {}
-    seen: set[Node] = set()
-    stack = [value.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for after, output in node.next_functions:
-            if after is not None:
-                uses[after, output] = uses.get((after, output), 0) + 1
-                stack.append(after)
+    uses: Counter[tuple[Node, int]] = Counter()
+    for node in nodes([value]):
+        uses.update((after, output) for after, output in node.next_functions if after is not None)
     return uses

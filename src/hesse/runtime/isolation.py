@@ -113,7 +113,7 @@ class Watch(TorchFunctionMode):
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
-        if _writes_to_first(func):
+        if writes_to_first(func):
             self._keep(args[0])
         result = func(*args, **kwargs)
         if isinstance(result, Tensor) and not result.requires_grad:
@@ -187,7 +187,7 @@ _HARMLESS = {"__get__", "__set__", "detach", "size", "dim", "numel", "clone", "i
 _WRITES: dict[Any, bool] = {}
 
 
-def _writes_to_first(func: Callable[..., Any]) -> bool:
+def writes_to_first(func: Callable[..., Any]) -> bool:
     """Does this call change its first argument? By torch's own naming: `add_`, `__iadd__`."""
     known = _WRITES.get(func)
     if known is None:

@@ -1,0 +1,178 @@
+"""The tape: the calls that one evaluation of a function made, with their values.
+
+A `TorchFunctionMode` around the evaluation sees every call of the torch API. It is recorded anew each
+time, so it always is this function at this point: branches, loops and closures need no special care.
+Composite functions that hide the calls of interest (multi-head attention) are entered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from hesse.runtime.isolation import writes_to_first
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor that requires grad, as it was at one time: changed in place, it is another value.
+
+    Attributes:
+        tensor: its contents, unless `changed`.
+        edge: the place in autograd's graph where it was made. To differentiate by it is to
+            differentiate by a zero added to the tensor.
+        version: of the tensor's contents when it was seen.
+        source: the call that made it; None for what was there before or came from elsewhere.
+        leaf: index among the problem's leaves, or None.
+    """
+
+    tensor: Tensor
+    edge: GradientEdge
+    version: int
+    source: Call | None = None
+    leaf: int | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Has the tensor been overwritten since?"""
+        return self.tensor._version != self.version
+
+
+@dataclass(eq=False)
+class Call:
+    """One call `func(*args, **kwargs)`.
+
+    Attributes:
+        func: the function of the torch API.
+        arguments: `args` and `kwargs`, flat; an argument that the call overwrites is a copy.
+        spec: how to nest them again.
+        inputs: the arguments that require grad, by their position in `arguments`.
+        outputs: the results that require grad, in order.
+        order: number of the call on the tape.
+    """
+
+    func: Callable[..., Any]
+    arguments: list[Any]
+    spec: pytree.TreeSpec
+    inputs: dict[int, Value]
+    outputs: list[Value]
+    order: int
+
+    @property
+    def name(self) -> str:
+        """The function's own name; for a property such as `x.T`, the property's."""
+        name: str = getattr(self.func, "__name__", str(self.func))
+        return getattr(self.func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
+
+    def again(self, arguments: Sequence[Any]) -> Any:
+        """The same call with other arguments."""
+        args, kwargs = pytree.tree_unflatten(list(arguments), self.spec)
+        return self.func(*args, **kwargs)
+
+
+class Recorder(TorchFunctionMode):
+    """Records the calls that have to do with the leaves.
+
+    Attributes:
+        calls: in the order they were made.
+        hidden: why the tape is not the whole function, or None: the first active tensor that no
+            recorded call produced, or that was changed where it cannot be seen.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.hidden: str | None = None
+        self._values: dict[int, Value] = {}
+        self._kept: list[Tensor] = []  # an id is a tensor's only while it lives
+        for i, leaf in enumerate(leaves):
+            if leaf.requires_grad:
+                self._values[id(leaf)] = Value(leaf, get_gradient_edge(leaf), leaf._version, leaf=i)
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """The value that a tensor has now."""
+        value = self._values.get(id(tensor))
+        if value is None:
+            self._hide(f"a tensor of shape {list(tensor.shape)} was made by no call that can be seen")
+        elif value.changed:
+            self._hide(f"a tensor of shape {list(tensor.shape)} was changed in place through another one")
+        else:
+            return value
+        return self._note(tensor, None)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _ENTERED:
+            with self:
+                return _ENTERED[func](*args, **kwargs)
+        arguments, spec = pytree.tree_flatten((args, kwargs))
+        inputs = {
+            i: self.value_of(argument)
+            for i, argument in enumerate(arguments)
+            if isinstance(argument, Tensor) and argument.requires_grad
+        }
+        target = args[0] if args and (writes_to_first(func) or kwargs.get("inplace")) else None
+        if isinstance(target, Tensor):
+            arguments[0] = target.detach().clone()
+        result = func(*args, **kwargs)
+        made = [target] if func is Tensor.__setitem__ else pytree.tree_leaves(result)
+        active = [t for t in made if isinstance(t, Tensor) and t.requires_grad]
+        if active and not (len(active) == 1 and active[0] is target and not inputs):
+            call = Call(func, arguments, spec, inputs, [], len(self.calls))
+            self._record(call, active)
+        return result
+
+    def _record(self, call: Call, results: list[Tensor]) -> None:
+        for tensor in results:
+            known = self._values.get(id(tensor))
+            if known is not None and not known.changed and known in call.inputs.values():
+                continue  # given back as it is, `x.contiguous()` say
+            call.outputs.append(self._note(tensor, call))
+        for value in call.inputs.values():
+            if value.changed and value.tensor is not results[0]:
+                self._hide(f"{call.name} changed an argument in place")
+        if call.outputs:
+            self.calls.append(call)
+
+    def _note(self, tensor: Tensor, source: Call | None) -> Value:
+        value = Value(tensor, get_gradient_edge(tensor), tensor._version, source)
+        self._values[id(tensor)] = value
+        self._kept.append(tensor)
+        return value
+
+    def _hide(self, reason: str) -> None:
+        self.hidden = self.hidden or reason
+
+
+def _entered(function: FunctionType) -> FunctionType:
+    """A copy of a composite function that runs, where the original would hand itself to the mode."""
+    unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
+    copy = FunctionType(
+        function.__code__, {**function.__globals__, **unasked}, function.__name__, function.__defaults__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _never(*tensors: Any) -> bool:
+    return False
+
+
+_ENTERED: dict[Any, FunctionType] = {
+    functional.multi_head_attention_forward: _entered(functional.multi_head_attention_forward),
+}

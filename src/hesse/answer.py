@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hesse.certificate import Certificate, Probe, certify
+from hesse.certificate import Certificate, certify
 from hesse.errors import BudgetError, CertificateWarning, NonFiniteWarning, warn
 from hesse.finite import first_non_finite
 from hesse.gradient import (
     Gradient,
-    TappedLayer,
     evaluate_again,
     evaluated,
     require_deterministic,
 )
+from hesse.layers import Diagonal, Layer, Matrix
 from hesse.methods import dense, taps
 from hesse.plan import Plan, answer_bytes, choose, may_tap
 from hesse.problem import Problem
@@ -110,9 +110,8 @@ class _Work:
 
     def certified(self, check: bool) -> tuple[list[Any], Certificate | None, int, Plan]:
         """Answer in the fastest way; where the check fails, in the next one that assumes less."""
-        candidates = [layer for layer in self.gradient.layers if taps.pays(layer)]
-        layers = [layer for layer in candidates if not taps.samples_touch(layer)]
-        passes = 2 * len(candidates)
+        layers = self.gradient.layers
+        passes = 0
         ways = dense.ways(self.question, self.gradient)
         attempts = [(layers, ways[0])] if layers else []
         attempts += [([], way) for way in ways]
@@ -154,10 +153,16 @@ class _Work:
         return parts, certificate, passes, plan
 
     def _run(
-        self, layers: Sequence[TappedLayer], way: dense.Way, check: bool
+        self, layers: Sequence[Layer], way: dense.Way, check: bool
     ) -> tuple[list[Any], list[Probe]]:
         """The layers by taps and all other tensors by one product per coordinate."""
-        tapped, probes = taps.run(layers, self.workspace, self.progress)
+        known, probes = {}, []
+        if layers:
+            store = Diagonal(layers) if self.question == "diagonal" else Matrix(layers, within=self.question == "blocks")
+            taps.run(store, layers, self.gradient, self.workspace, self.progress)
+            known = store.parts()
+            if self.question == "diagonal":
+                probes = store.probes()
         outcome = dense.run(
             self.question,
             self.gradient,
@@ -166,10 +171,9 @@ class _Work:
             self.progress,
             self.create_graph,
             check,
-            without=tapped,
+            known,
         )
-        parts = [tapped.get(i, part) for i, part in enumerate(outcome.parts)]
-        return parts, [*probes, *outcome.probes]
+        return outcome.parts, [*probes, *outcome.probes]
 
     def _chunk_limit(self) -> int:
         """How many of the dense products may be batched."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,38 +22,10 @@ from hesse.errors import (
 from hesse.problem import Problem
 from hesse.runtime.graph import nodes
 from hesse.runtime.isolation import Watch, isolated
-from hesse.tape.layers import LayerCall, LayerRecorder
-
-
-@dataclass(frozen=True)
-class TappedLayer:
-    """A linear layer that is its weight's only use, with the gradient by its output z."""
-
-    call: LayerCall
-    gradient: Tensor
-
-    @property
-    def samples(self) -> int:
-        """Size of the first dimension."""
-        return self.call.shape[0]
-
-    @property
-    def positions(self) -> int:
-        """Places of one sample that share the weight."""
-        return math.prod(self.call.shape[1:-1])
-
-    @property
-    def outputs(self) -> int:
-        """Width of z."""
-        return self.call.shape[-1]
-
-    def product(self, vector: Tensor) -> tuple[Tensor]:
-        """The Hessian by z times a vector of z's shape, by one plain double backward."""
-        with errors_explained():
-            (found,) = torch.autograd.grad(
-                self.gradient, self.call.tap, vector, retain_graph=True, materialize_grads=True
-            )
-        return (found,)
+from hesse.layers import Layer
+from hesse.tape.layers import LayerCall, layer_call, tappable
+from hesse.tape.record import Recorder
+from hesse.tape.samples import ONE_SAMPLE, Perturbing, Samples, noticed
 
 
 @dataclass(frozen=True)
@@ -66,14 +37,14 @@ class Gradient:
         leaves: the tensors that were differentiated by.
         parts: the gradient by each leaf; None where a leaf has no influence or requires no grad.
         symmetric: nothing was met that could make the derivative of the gradient asymmetric.
-        layers: the linear layers that can be tapped, where they were asked for.
+        layers: the layers that can be tapped, in their order, where they were asked for.
     """
 
     value: Tensor
     leaves: tuple[Tensor, ...]
     parts: tuple[Tensor | None, ...]
     symmetric: bool
-    layers: tuple[TappedLayer, ...] = ()
+    layers: tuple[Layer, ...] = ()
 
     @property
     def curved(self) -> list[int]:
@@ -116,6 +87,31 @@ class Gradient:
             torch.zeros_like(self.leaves[j]) if product is None else product
             for j, product in zip(columns, products, strict=True)
         ]
+
+    def tapped(self, layer: Layer, vector: Tensor, others: Sequence[Layer]) -> list[Tensor]:
+        """A vector of the shape of a layer's output times the Hessian by the outputs of this and others."""
+        with errors_explained():
+            return list(
+                torch.autograd.grad(
+                    layer.gradient,
+                    [other.call.output.edge for other in others],
+                    vector,
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+            )
+
+    def moved(self, layer: Layer, vector: Tensor, others: Sequence[Layer]) -> list[Tensor]:
+        """A vector of the shape of a layer's input times the derivative of that by the outputs of others."""
+        return list(
+            torch.autograd.grad(
+                layer.call.input,
+                [other.call.output.edge for other in others],
+                vector,
+                retain_graph=True,
+                materialize_grads=True,
+            )
+        )
 
 
 @contextmanager
@@ -174,7 +170,7 @@ def _differentiate(
                 raise IndependentError(
                     f"{name} does not require grad; call {name}.requires_grad_() or use strict=False"
                 )
-    recorder = LayerRecorder(leaves)
+    recorder = Recorder(leaves)
     with recorder if tapped else nullcontext():
         value = evaluate(problem, leaves, watch)
     active = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
@@ -194,16 +190,17 @@ def _differentiate(
                 f"does not exist; write its backward in differentiable operations and drop the mark"
             )
     parts: list[Tensor | None] = [None] * len(leaves)
-    layers: list[TappedLayer] = []
+    layers: list[Layer] = []
     if value.requires_grad and active:
-        calls = recorder.tappable(value)
-        by: list[Any] = [*(leaves[i] for i in active), *(call.tap for call in calls)]
+        calls = tappable(filter(None, map(layer_call, recorder.calls)), value, leaves)
+        by: list[Any] = [*(leaves[i] for i in active), *(call.output.edge for call in calls)]
         found = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
-        layers = [
-            TappedLayer(call, part)
+        seen = {
+            call: part
             for call, part in zip(calls, found[len(active) :], strict=True)
             if part is not None and part.requires_grad
-        ]
+        }
+        layers = _located(problem, recorder, seen) if seen else []
         for i, part in zip(active, found[: len(active)], strict=True):
             parts[i] = part
             if strict and part is None:
@@ -213,6 +210,42 @@ def _differentiate(
                 )
     mixed = len({leaf.dtype for leaf in leaves}) > 1
     return Gradient(value, leaves, tuple(parts), not customs and not mixed, tuple(layers))
+
+
+def _located(problem: Problem, recorder: Recorder, seen: dict[LayerCall, Tensor]) -> list[Layer]:
+    """Find the samples in the layers, given with the gradients by their outputs."""
+    calls = sorted(seen, key=lambda call: call.order)
+    best: list[Samples] = [ONE_SAMPLE] * len(calls)
+    for dim in (0, 1):
+        places = _places(problem, recorder, calls, [seen[call].detach() for call in calls], dim)
+        if sum(p.count > 1 for p in places) > sum(p.count > 1 for p in best):
+            best = places
+        if all(p.count > 1 for p in best):
+            break
+    return [Layer(call, samples, seen[call]) for call, samples in zip(calls, best, strict=True)]
+
+
+def _places(
+    problem: Problem, recorder: Recorder, calls: Sequence[LayerCall], gradients: Sequence[Tensor], dim: int
+) -> list[Samples]:
+    """Where the samples are if those that come in lie in dimension `dim`; one sample where they touch."""
+    nothing = [ONE_SAMPLE] * len(calls)
+    with isolated() as watch:
+        leaves = problem.leaves()
+        again = Perturbing(leaves, recorder.calls, calls, dim)
+        if again.count == 1:
+            return nothing
+        with again:
+            value = evaluate(problem, leaves, watch)
+        if again.hidden or len(again.calls) != len(recorder.calls) or not value.requires_grad:
+            return nothing
+        edges = [again.calls[call.order].outputs[0].edge for call in calls]
+        found = torch.autograd.grad(value, edges, materialize_grads=True)
+    places = [again.places[call.order] for call in calls]
+    return [
+        ONE_SAMPLE if p.count > 1 and noticed(before, after, p, again.which) else p
+        for p, before, after in zip(places, gradients, found, strict=True)
+    ]
 
 
 def _custom_functions(value: Tensor) -> set[type]:

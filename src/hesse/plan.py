@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hesse.errors import ArgumentError
-from hesse.gradient import Gradient, TappedLayer
+from hesse.gradient import Gradient
+from hesse.layers import Layer, Diagonal, Matrix
 from hesse.methods import taps
 from hesse.problem import Problem
 
@@ -39,12 +40,10 @@ def may_tap(question: str, method: str | Plan) -> bool:
         raise ArgumentError(
             f'method must be "auto", a Plan or one of {", ".join(map(repr, METHODS))}, met {method!r}'
         )
-    if name == "taps" and question != "diagonal":
-        raise ArgumentError(f'method "taps" gives diagonals and traces; for the {question} use "dense"')
-    return question == "diagonal" and name != "dense"
+    return name != "dense"
 
 
-def choose(question: str, problem: Problem, gradient: Gradient, layers: Sequence[TappedLayer]) -> Plan:
+def choose(question: str, problem: Problem, gradient: Gradient, layers: Sequence[Layer]) -> Plan:
     """The plan that takes these layers by taps and all else by one product per coordinate."""
     tapped = {i for layer in layers for i in (layer.call.weight, layer.call.bias) if i is not None}
     rest = sum(problem.sizes[i] for i in gradient.curved if i not in tapped)
@@ -58,7 +57,7 @@ def choose(question: str, problem: Problem, gradient: Gradient, layers: Sequence
     return Plan(
         question=question,
         method="taps" if layers else "dense",
-        passes=sum(taps.products(layer) for layer in layers) + rest,
+        passes=(taps.passes(Diagonal(layers) if question=='diagonal' else Matrix(layers, question=='blocks'), layers) if layers else 0) + rest,
         answer_bytes=answer_bytes(question, problem),
         reason=reason,
     )

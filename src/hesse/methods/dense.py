@@ -13,14 +13,14 @@ tensor itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hesse.certificate import Probe, random_signs
+from hesse.probe import Probe, random_signs
 from hesse.gradient import Gradient
 from hesse.runtime.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize
@@ -83,14 +83,17 @@ def run(
     progress: Progress,
     create_graph: bool = False,
     check: bool = True,
-    without: Collection[int] = (),
+    known: Mapping[Any, Tensor] | None = None,
 ) -> Outcome:
     """Answer "hessian", "blocks" or "diagonal" with chunks of at most `chunk_limit` products.
 
-    `without`: tensors whose rows are answered by another method; here they stay zero.
+    `known`: what another method has found for some tensors, joined here with the rest: diagonals by the
+    tensor's index, or matrices by a pair of indices.
     """
-    rows_of = [i for i in gradient.curved if gradient.leaves[i].numel() and i not in without]
-    answer = _ANSWERS[question](gradient, way, create_graph, rows_of)
+    known = known or {}
+    found = {key if isinstance(key, int) else key[0] for key in known}
+    rows_of = [i for i in gradient.curved if gradient.leaves[i].numel() and i not in found]
+    answer = _ANSWERS[question](gradient, way, create_graph, rows_of, known)
     sizes = {i: gradient.leaves[i].numel() for i in rows_of}
     chunks = ChunkSize(chunk_limit if way.batched else 1, total=sum(sizes.values()))
     pending = list(rows_of)
@@ -173,7 +176,7 @@ class _Buffer:
 class _Answer(Protocol):
     """What a question keeps of the rows."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None: ...
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]) -> None: ...
 
     def columns(self, chunk: list[Piece]) -> list[int]:
         """The tensors by which these rows are needed."""
@@ -191,29 +194,30 @@ class _Answer(Protocol):
 class _Hessian:
     """All blocks [i][j]."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None:
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]) -> None:
         self._leaves, self._symmetric = gradient.leaves, way.symmetric
         active = [j for j, leaf in enumerate(gradient.leaves) if leaf.requires_grad and leaf.numel()]
-        self._columns = rows if way.symmetric else active
+        self._found = sorted({i for i, _ in known})  # answered by another method
+        self._columns = sorted([*rows, *self._found]) if way.symmetric else active
         self._blocks = {
             (i, j): _Buffer((self._leaves[i].numel(), self._leaves[j].numel()), self._leaves[j], create_graph)
             for i in rows
             for j in self._columns
-            if i <= j or not (way.symmetric and create_graph)
+            if i <= j or j in self._found or not (way.symmetric and create_graph)
         }
-        self._matrices: dict[tuple[int, int], Tensor] = {}
+        self._matrices: dict[tuple[int, int], Tensor] = dict(known)
 
     def columns(self, chunk: list[Piece]) -> list[int]:
         first = chunk[0].tensor
-        return [j for j in self._columns if j >= first or not self._symmetric]
+        return [j for j in self._columns if j >= first or j in self._found or not self._symmetric]
 
     def store(self, piece: Piece, column: int, rows: Tensor) -> None:
-        if piece.tensor <= column or not self._symmetric:
+        if piece.tensor <= column or column in self._found or not self._symmetric:
             self._blocks[piece.tensor, column].put(piece.start, rows.reshape(len(rows), -1))
 
     def finish(self) -> list[list[Tensor]]:
         for (i, j), buffer in self._blocks.items():
-            if self._symmetric and i > j:
+            if self._symmetric and i > j and j not in self._found:
                 buffer.put(0, self._matrices[j, i].T)
             self._matrices[i, j] = buffer.result()
         if self._symmetric:
@@ -247,12 +251,12 @@ class _Hessian:
 class _Blocks:
     """The blocks [i][i]."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None:
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]) -> None:
         self._leaves = gradient.leaves
         self._buffers = {
             i: _Buffer((self._leaves[i].numel(),) * 2, self._leaves[i], create_graph) for i in rows
         }
-        self._matrices: dict[int, Tensor] = {}
+        self._matrices = {i: matrix for (i, _), matrix in known.items()}
 
     def columns(self, chunk: list[Piece]) -> list[int]:
         return [piece.tensor for piece in chunk]
@@ -262,9 +266,9 @@ class _Blocks:
             self._buffers[column].put(piece.start, rows.reshape(len(rows), -1))
 
     def finish(self) -> list[Tensor]:
-        self._matrices = {i: buffer.result() for i, buffer in self._buffers.items()}
+        self._matrices.update({i: buffer.result() for i, buffer in self._buffers.items()})
         return [
-            self._matrices[i].view((*leaf.shape, *leaf.shape))
+            self._matrices[i].reshape((*leaf.shape, *leaf.shape))
             if i in self._matrices
             else leaf.detach().new_zeros((*leaf.shape, *leaf.shape))
             for i, leaf in enumerate(self._leaves)
@@ -287,13 +291,14 @@ class _Blocks:
 class _Diagonal:
     """The diagonals of the blocks [i][i]; of all other entries only what the check needs is kept."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int]) -> None:
+    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]) -> None:
         self._leaves = gradient.leaves
         self._buffers = {i: _Buffer((self._leaves[i].numel(),), self._leaves[i], create_graph) for i in rows}
         signs = random_signs([self._leaves[i] for i in rows])
         self._signs = dict(zip(rows, signs, strict=True))
         self._computed = {i: torch.zeros_like(sign).flatten() for i, sign in self._signs.items()}
         self._norms = dict.fromkeys(rows, 0.0)
+        self._known = known
 
     def columns(self, chunk: list[Piece]) -> list[int]:
         return [piece.tensor for piece in chunk]
@@ -308,10 +313,9 @@ class _Diagonal:
         self._norms[column] = math.hypot(self._norms[column], _norm(rows))
 
     def finish(self) -> list[Tensor]:
+        found = {**self._known, **{i: buffer.result() for i, buffer in self._buffers.items()}}
         return [
-            self._buffers[i].result().view(leaf.shape)
-            if i in self._buffers
-            else torch.zeros_like(leaf.detach())
+            found[i].view(leaf.shape) if i in found else torch.zeros_like(leaf.detach())
             for i, leaf in enumerate(self._leaves)
         ]
 

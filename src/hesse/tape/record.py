@@ -107,7 +107,7 @@ class Recorder(TorchFunctionMode):
             self._hide(f"a tensor of shape {list(tensor.shape)} was changed in place through another one")
         else:
             return value
-        return self._note(tensor, None)
+        return self.note(tensor, None)
 
     def __torch_function__(
         self,
@@ -120,6 +120,8 @@ class Recorder(TorchFunctionMode):
         if func in _ENTERED:
             with self:
                 return _ENTERED[func](*args, **kwargs)
+        if not torch.is_grad_enabled():  # inside a custom Function, for one
+            return func(*args, **kwargs)
         arguments, spec = pytree.tree_flatten((args, kwargs))
         inputs = {
             i: self.value_of(argument)
@@ -135,6 +137,12 @@ class Recorder(TorchFunctionMode):
         if active and not (len(active) == 1 and active[0] is target and not inputs):
             call = Call(func, arguments, spec, inputs, [], len(self.calls))
             self._record(call, active)
+            if call.outputs:
+                return self.seen(call, result)
+        return result
+
+    def seen(self, call: Call, result: Any) -> Any:
+        """What the function gets as the result of a recorded call."""
         return result
 
     def _record(self, call: Call, results: list[Tensor]) -> None:
@@ -142,14 +150,15 @@ class Recorder(TorchFunctionMode):
             known = self._values.get(id(tensor))
             if known is not None and not known.changed and known in call.inputs.values():
                 continue  # given back as it is, `x.contiguous()` say
-            call.outputs.append(self._note(tensor, call))
+            call.outputs.append(self.note(tensor, call))
         for value in call.inputs.values():
             if value.changed and value.tensor is not results[0]:
                 self._hide(f"{call.name} changed an argument in place")
         if call.outputs:
             self.calls.append(call)
 
-    def _note(self, tensor: Tensor, source: Call | None) -> Value:
+    def note(self, tensor: Tensor, source: Call | None) -> Value:
+        """Take a tensor into the tape as the result of a call."""
         value = Value(tensor, get_gradient_edge(tensor), tensor._version, source)
         self._values[id(tensor)] = value
         self._kept.append(tensor)

@@ -8,10 +8,15 @@ contrastive loss. No rules for any call are needed, and no second derivative.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from hesse.tape.layers import LayerCall, layer_call
+from hesse.tape.record import Call, Recorder
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,58 @@ class Samples:
 
 
 ONE_SAMPLE = Samples()
+
+
+class Perturbing(Recorder):
+    """Records an evaluation in which the outputs of some layers are changed for some samples.
+
+    Attributes:
+        places: where the samples are in the input and output of each layer, by its order.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor], calls: Sequence[Call], layers: Sequence[LayerCall], dim: int):
+        """`calls` and `layers` as they were; of what comes in, the samples are assumed in dimension `dim`."""
+        super().__init__(leaves)
+        self._before = calls
+        self._layers = {layer.order: layer for layer in layers}
+        entering = [layer for layer in layers if not layer.input.requires_grad] or layers[:1]
+        self._entering = {layer.order for layer in entering}
+        self._dim = dim
+        largest = max(entering, key=lambda layer: layer.input.numel())
+        self.count = largest.input.shape[dim] if dim < _lead(largest) else 1
+        self.which = chosen(self.count)
+        self.places: dict[int, Samples] = {}
+
+    def seen(self, call: Call, result: Any) -> Any:
+        """Change a layer's output."""
+        if call.order >= len(self._before) or self._before[call.order].func is not call.func:
+            self._hide("other values lead to other calls")
+            return result
+        layer = self._layers.get(call.order)
+        if layer is None or self.hidden:
+            return result
+        places = self.places[call.order] = self._placed(layer, call)
+        if places.count > 1:
+            result = perturbed(result, places, self.which)
+            call.outputs[0] = self.note(result, call)
+        return result
+
+    def _placed(self, layer: LayerCall, call: Call) -> Samples:
+        places: Samples | None = None
+        if call.order in self._entering:
+            places = Samples(self.count, self._dim)
+            fits = self._dim < layer.input.dim() and layer.input.shape[self._dim] == self.count
+            places = places if fits else None
+        else:
+            now = layer_call(call)
+            if now is not None and now.input.shape == layer.input.shape:
+                places = found(layer.input, now.input, self.which)
+        return places if places is not None and places.dim < _lead(layer) else ONE_SAMPLE
+
+
+def _lead(layer: LayerCall) -> int:
+    """How many leading dimensions the input has that are not the layer's own."""
+    return layer.input.dim() - layer.kind.own[0]
 
 
 def chosen(count: int) -> Tensor:

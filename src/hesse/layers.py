@@ -274,6 +274,7 @@ class Matrix:
         # By form of the weights, each joined with its bias: (G O, I, H P, Q). Of a layer with itself, the rows of
         # outputs from the column's on: the rest follows by symmetry.
         self._blocks: dict[tuple[Form, Form, bool], Tensor] = {}
+        self._begun: set[tuple[tuple[Form, Form, bool], int]] = set()  # columns that hold something
 
     def wants(self, rows: Layer, columns: Layer) -> bool:
         """All pairs, or those within one weight."""
@@ -281,7 +282,9 @@ class Matrix:
 
     def add(self, rows: Layer, columns: Layer, numbers: range, M: Tensor, J: Tensor | None) -> None:
         """Take in columns of M [c, N, T, G, O] and J [c, N, T, G, I] between two layers."""
-        block = self._block(rows, columns)
+        # A weight's block between two of its uses is kept apart: it is added with its transpose.
+        key = (rows.form, columns.form, rows is not columns)
+        block = self._block(key, rows, columns)
         groups, inputs = rows.a.shape[2:]
         half = rows is columns and groups == 1
         per_group = columns.gamma.shape[3]
@@ -289,14 +292,14 @@ class Matrix:
             start = p if half else 0
             T = _rows(rows, M[places, ..., start:], None if J is None else J[places], start)
             a_m = columns.a[:, positions, p // per_group].flatten(0, 1)
-            block.flatten(0, 1)[start * inputs :, p].addmm_(T.flatten(2).flatten(0, 1).T, a_m)
+            T = T.flatten(2).flatten(0, 1)
+            block.flatten(0, 1)[start * inputs :, p].addmm_(T.T, a_m, beta=int((key, p) in self._begun))
+            self._begun.add((key, p))
 
-    def _block(self, rows: Layer, columns: Layer) -> Tensor:
-        # A weight's block between two of its uses is kept apart: it is added with its transpose.
-        key = (rows.form, columns.form, rows is not columns)
+    def _block(self, key: tuple[Form, Form, bool], rows: Layer, columns: Layer) -> Tensor:
         if key not in self._blocks:
             shapes = [(layer.gamma.shape[2:].numel(), layer.a.shape[3]) for layer in (rows, columns)]
-            self._blocks[key] = rows.a.new_zeros(*shapes[0], *shapes[1])
+            self._blocks[key] = rows.a.new_empty(*shapes[0], *shapes[1])
         return self._blocks[key]
 
     def parts(self) -> dict[tuple[int, int], Tensor]:
@@ -317,10 +320,13 @@ class Matrix:
         return {pair: part for pair, part in found.items() if not self._within or pair[0] == pair[1]}
 
     def _split(self, block: Tensor, rows: Layer, columns: Layer) -> dict[tuple[int, int], Tensor]:
+        block = block.unflatten(2, (columns.groups, -1)).unflatten(0, (rows.groups, -1))
         return {
-            (i, j): part.flatten(1).T
-            for j, values in columns.split(block.unflatten(2, (columns.groups, -1))).items()
-            for i, part in rows.split(values.flatten(2).movedim(2, 0).unflatten(1, (rows.groups, -1))).items()
+            (i, j): part.permute(*range(values.dim() - 3, part.dim()), *range(values.dim() - 3)).reshape(
+                -1, values.shape[3:].numel()
+            )
+            for j, values in columns.split(block).items()
+            for i, part in rows.split(values.permute(*range(3, values.dim()), 0, 1, 2)).items()
         }
 
 
@@ -330,7 +336,7 @@ def _rows(layer: Layer, M: Tensor, J: Tensor | None, start: int) -> Tensor:
     if M.shape[0] == M.shape[2] == 1:  # no positions to sum over
         T = M[0, :, 0, :, :, None] * a[:, 0, :, None]
         if J is not None:
-            T += gamma[:, 0, ..., None] * J[0, :, 0, :, None]
+            T.addcmul_(gamma[:, 0, ..., None], J[0, :, 0, :, None])
         return T.unsqueeze(1)
     T = torch.einsum("sntgo,ntgi->nsgoi", M, a)
     if J is not None:

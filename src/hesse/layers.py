@@ -9,8 +9,8 @@ $$\frac{\partial^2 f}{\partial W_{goi}\,\partial W_{hpq}}
 For two layers l and m, m upstream of l, the input of l moves too. With J the derivative of $a_l$ by a zero
 added to $z_m$, and $\gamma_l$ the gradient by $z_l$,
 
-$$\frac{\partial^2 f}{\partial W^l_{goi}\,\partial W^m_{hpq}} = \sum_n \sum_s T[n,(g,o,i),(s,h,p)]\, a_m[n,s,h,q],
-  \qquad T = \sum_t M[(t,g,o),(s,h,p)]\, a_l[t,g,i] + \gamma_l[t,g,o]\, J[(t,g,i),(s,h,p)].$$
+$$\frac{\partial^2 f}{\partial W^l_{goi}\,\partial W^m_{hpq}}
+  = \sum_n \sum_s T[n,(g,o,i),(s,h,p)]\, a_m[n,s,h,q], \qquad T = \sum_t M[(t,g,o),(s,h,p)]\, a_l[t,g,i] + \gamma_l[t,g,o]\, J[(t,g,i),(s,h,p)].$$
 
 A bias is the weight of one more input that is always 1. A weight used by several layers has the sum over
 all pairs of them.
@@ -30,7 +30,6 @@ from torch import Tensor
 from hesse.probe import Probe, random_signs
 from hesse.tape.layers import Kind, LayerCall
 from hesse.tape.samples import Samples
-
 
 Form = tuple[int, Kind]
 
@@ -138,19 +137,20 @@ class Layer:
         """A stack [c, *z.shape] as [c, N, T, G, O]."""
         columns, count = len(stack), self.samples.count
         flat = self.samples.first(stack, lead=1).reshape(-1, *self._own_out)
-        return self.call.kind.layout(flat).unflatten(0, (columns, count, self._extra)).flatten(2, 3)
+        flat = self.call.kind.layout(flat)
+        return flat.reshape(columns, count, -1, *flat.shape[2:])
 
     def unfold(self, stack: Tensor, bias: float = 0.0) -> Tensor:
         """A stack [c, N, *input of a sample] as [c, N, T, G, I], with a last column of `bias`."""
         columns, count = stack.shape[:2]
         flat = self.call.kind.unfold(stack.reshape(-1, *self._own_in))
-        flat = flat.unflatten(0, (columns, count, self._extra)).flatten(2, 3)
+        flat = flat.reshape(columns, count, -1, *flat.shape[2:])
         if self.call.bias is None:
             return flat
         return torch.cat([flat, flat.new_full((*flat.shape[:-1], 1), bias)], dim=-1)
 
     def jacobian(self, by: Layer, stack: Tensor) -> Tensor:
-        """J by another layer: from [inputs, *z.shape], one row per element of the input, to [columns, N, inputs]."""
+        """J by another layer, [columns, N, inputs], from a stack of rows [inputs, *z.shape]."""
         rows = by.layout(stack)  # inputs, N, T, G, O
         return rows.permute(3, 4, 2, 1, 0).reshape(by.columns, by.samples.count, -1)
 
@@ -271,8 +271,8 @@ class Matrix:
     def __init__(self, layers: Iterable[Layer], within: bool) -> None:
         self._within = within
         self._layers = {layer.form: layer for layer in layers}
-        # By form of the weights, each joined with its bias: (G O, I, H P, Q). Of a layer with itself, the rows of
-        # outputs from the column's on: the rest follows by symmetry.
+        # By form of the weights, each joined with its bias: (G O, I, H P, Q). Of a layer with itself, the
+        # rows of outputs from the column's on: the rest follows by symmetry.
         self._blocks: dict[tuple[Form, Form, bool], Tensor] = {}
         self._begun: set[tuple[tuple[Form, Form, bool], int]] = set()  # columns that hold something
 
@@ -318,6 +318,10 @@ class Matrix:
                 elif crossed:
                     _put(found, j, i, part.T)
         return {pair: part for pair, part in found.items() if not self._within or pair[0] == pair[1]}
+
+    def probes(self) -> list[Probe]:
+        """None: the blocks are checked together with all others, where they are joined."""
+        return []
 
     def _split(self, block: Tensor, rows: Layer, columns: Layer) -> dict[tuple[int, int], Tensor]:
         block = block.unflatten(2, (columns.groups, -1)).unflatten(0, (rows.groups, -1))

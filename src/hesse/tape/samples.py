@@ -38,7 +38,8 @@ class Samples:
         at = lead + self.dim
         if self.outer == self.inner == 1:
             return tensor.movedim(at, lead)
-        return tensor.unflatten(at, (self.outer, self.count, self.inner)).movedim(at + 1, lead)
+        split = (*tensor.shape[:at], self.outer, self.count, self.inner, *tensor.shape[at + 1 :])
+        return tensor.reshape(split).movedim(at + 1, lead)
 
     def back(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """The inverse of `first`."""
@@ -60,7 +61,9 @@ class Perturbing(Recorder):
         places: where the samples are in the input and output of each layer, by its order.
     """
 
-    def __init__(self, leaves: Sequence[Tensor], calls: Sequence[Call], layers: Sequence[LayerCall], dim: int):
+    def __init__(
+        self, leaves: Sequence[Tensor], calls: Sequence[Call], layers: Sequence[LayerCall], dim: int
+    ):
         """`calls` and `layers` as they were; of what comes in, the samples are assumed in dimension `dim`."""
         super().__init__(leaves)
         self._before = calls

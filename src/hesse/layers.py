@@ -10,7 +10,9 @@ For two layers l and m, m upstream of l, the input of l moves too. With J the de
 added to $z_m$, and $\gamma_l$ the gradient by $z_l$,
 
 $$\frac{\partial^2 f}{\partial W^l_{goi}\,\partial W^m_{hpq}}
-  = \sum_n \sum_s T[n,(g,o,i),(s,h,p)]\, a_m[n,s,h,q], \qquad T = \sum_t M[(t,g,o),(s,h,p)]\, a_l[t,g,i] + \gamma_l[t,g,o]\, J[(t,g,i),(s,h,p)].$$
+  = \sum_n \sum_s T[n,(g,o,i),(s,h,p)]\, a_m[n,s,h,q],$$
+
+$$T = \sum_t M[(t,g,o),(s,h,p)]\, a_l[t,g,i] + \gamma_l[t,g,o]\, J[(t,g,i),(s,h,p)].$$
 
 A bias is the weight of one more input that is always 1. A weight used by several layers has the sum over
 all pairs of them.

@@ -103,7 +103,8 @@ class Convolution:
 
     def layout(self, outputs: Tensor) -> Tensor:
         """See `Kind`."""
-        return outputs.flatten(2).unflatten(1, (self.groups, -1)).permute(0, 3, 1, 2)
+        grouped = outputs.reshape(len(outputs), self.groups, -1, outputs.shape[2:].numel())
+        return grouped.permute(0, 3, 1, 2)
 
     def to_weight(self, values: Tensor) -> Tensor:
         """See `Kind`."""
@@ -140,7 +141,8 @@ class Embedding:
         """See `Kind`."""
         rows = values.squeeze(-3).transpose(-1, -2)
         table = rows.new_zeros(*rows.shape[:-2], *self.shape)
-        return table.index_copy(-2, self.used, rows)
+        table.index_copy_(-2, self.used, rows)
+        return table
 
 
 @dataclass(frozen=True, eq=False)

@@ -316,7 +316,11 @@ class Matrix:
         found: dict[tuple[int, int], Tensor] = {}
         while self._blocks:
             (w, x, crossed), block = self._blocks.popitem()
-            if not crossed and self._layers[w].groups == 1 and (self._layers[w].positions, self._uses[w]) != (1, 1):
+            if (
+                not crossed
+                and self._layers[w].groups == 1
+                and (self._layers[w].positions, self._uses[w]) != (1, 1)
+            ):
                 _mirror(block)
             for (i, j), part in self._split(block, self._layers[w], self._layers[x]).items():
                 if crossed and w[0] == x[0]:

@@ -207,7 +207,7 @@ def make(
         checks["taps"] = _check(question, gradient, meter, pieces) if check else Cost()
 
     def seconds(way: str) -> float:
-        return ways[way][0].seconds + checks[way].seconds
+        return sum(cost.seconds for cost in (meter.preparation, ways[way][0], checks[way]))
 
     best = min(ways, key=seconds)
     if name in METHODS:

@@ -68,7 +68,7 @@ def costs(question: str, gradient: Gradient, meter: Meter, workspace: int) -> di
         held = meter.column + 2 * width
         limit = max(1, min(CHUNK, workspace // held))
         found[i] = meter.products(rows, since, gradient.made(i), held, limit) + meter.arithmetic(
-            0, 2 * rows * width
+            0, 6 * rows * width
         )
     return found
 

@@ -180,7 +180,8 @@ def make(
     name = wanted(method)
     gradient = meter.gradient
     size = answer_bytes(question, problem)
-    plain = dense.costs(question, gradient, meter, workspace)
+    plain = dense.costs(question, meter, workspace)
+    beside = dense.costs(question, meter, workspace, joined=True)
     checks = {"dense": _check(question, gradient, meter, list(plain)) if check else Cost()}
     ways: dict[str, tuple[Cost, list[Layer]]] = {"dense": (total(plain.values()), [])}
 
@@ -196,11 +197,11 @@ def make(
                 f"a layer here ({why_not or 'or is used elsewhere too'}); make a new plan with hesse.plan"
             )
     elif layers:
-        layers = _paying(question, layers, plain, meter)
+        layers = _paying(question, layers, beside, meter)
         why_not = None if layers else "one product per coordinate is as fast for every layer"
     if layers and not why_not:
         tapped = {i for layer in layers for i in layer.tensors}
-        rest = [cost for i, cost in plain.items() if i not in tapped]
+        rest = [cost for i, cost in beside.items() if i not in tapped]
         ways["taps"] = taps.cost(question, layers, meter) + total(rest), layers
         joined = {layer.call.weight for layer in layers} if question == "diagonal" else tapped
         pieces = [*joined, *(i for i in plain if i not in tapped)]

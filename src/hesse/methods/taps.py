@@ -95,7 +95,7 @@ def _work(rows: Layer, columns: Layer, whole: bool, meter: Meter) -> Cost:
     if rows is columns:
         operations, products = operations // 2, products // 2
     block = tall * columns.columns // columns.positions * columns.a.shape[3]
-    # T is written and read; new memory is slow the first time; every output of the columns' layer is some calls.
+    # T is written and read, new memory is slow the first time, every output of `columns` takes some calls.
     calls = 0 if rows is columns and rows.positions == 1 else 8 * columns.columns // columns.positions
     return meter.arithmetic(
         operations, width * (2 * products + 3 * elements + 8 * block), width * 2 * block, calls

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse.tape.layers import LayerCall, layer_call
-from hesse.tape.record import Call, Recorder
+from hesse.tape.record import Call, Recorder, Value
 
 
 @dataclass(frozen=True)
@@ -166,3 +166,19 @@ def _masked(noise: Tensor, samples: Samples, which: Tensor) -> Tensor:
     first = samples.first(noise)
     mask = which.to(noise).view(-1, *(1,) * (first.dim() - 1))
     return samples.back(first * mask)
+
+
+def everywhere(before: Recorder, after: Recorder, which: Tensor) -> dict[Value, Samples | None] | None:
+    """Where the samples are in every value of a tape, from the tape of the perturbed evaluation.
+
+    Returns:
+        None where the two tapes are not of the same calls.
+    """
+    if [call.func for call in before.calls] != [call.func for call in after.calls]:
+        return None
+    places: dict[Value, Samples | None] = {}
+    for one, other in zip(before.calls, after.calls, strict=True):
+        for value, changed in zip(one.outputs, other.outputs, strict=True):
+            # Of one that was overwritten the later contents serve as well.
+            places[value] = found(value.tensor, changed.tensor, which)
+    return places

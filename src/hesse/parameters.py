@@ -1,0 +1,203 @@
+r"""Where parameters enter a call linearly: from the curvature of its result to that of the parameters.
+
+With $v = J w + \dots$ for every sample, the block of the parameters w is $\sum_n J^T K_{vv} J$. Its diagonal
+needs the gradient by w for every column of $K_{vv}$ and every sample, and often less.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hesse.blocks import Block, applied
+from hesse.layers import Layer
+from hesse.tape.layers import layer_call
+from hesse.tape.local import Elementwise, Local
+from hesse.tape.record import Value
+from hesse.tape.rules import Kind, kind_of
+from hesse.tape.samples import Samples
+
+Path = list[tuple[Value, Local | None]]
+"""The values from where a parameter enters up to the leaf, each with the view that made it."""
+
+
+class Entry(ABC):
+    """A place where parameters enter linearly.
+
+    Attributes:
+        uses: for each parameter (index of the leaf), the values from the one that enters up to the
+            leaf. Each must have no other use, or the parameter's block has other parts.
+    """
+
+    uses: Mapping[int, Sequence[Value]]
+
+    @abstractmethod
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Columns [r, *result] times J, sample by sample: [r, N, *w]."""
+
+    @abstractmethod
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ diag(d) J`, for d of the result's shape."""
+
+    @abstractmethod
+    def dense(self, core: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ C J`, for blocks C [N, f, f]."""
+
+    @abstractmethod
+    def split(self, values: Tensor) -> dict[int, Tensor]:
+        """Values like w as those of each parameter."""
+
+    def factor(self, core: Tensor, columns: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ Uᵀ C U J`."""
+        gradients = self.gradients(columns)
+        return (gradients * applied(core, gradients)).sum((0, 1))
+
+    def diagonal(self, block: Block) -> dict[int, Tensor]:
+        """The diagonal of `Jᵀ K J` for each parameter."""
+        parts = [self.factor(core, columns) for core, columns in block.factors]
+        if block.diagonal is not None:
+            parts.append(self.squares(block.diagonal))
+        if block.dense is not None:
+            parts.append(self.dense(block.dense))
+        return self.split(torch.stack(parts).sum(0)) if parts else {}
+
+
+class LayerEntry(Entry):
+    """The weight and bias of a layer."""
+
+    def __init__(self, layer: Layer, uses: Mapping[int, Sequence[Value]]) -> None:
+        self.uses = uses
+        self._layer = layer
+
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Outer products of column and input, summed over positions."""
+        return torch.einsum("rntgo,ntgi->rngoi", self._layer.layout(columns), self._layer.a)
+
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """Squared inputs."""
+        z = self._layer.layout(diagonal.unsqueeze(0)).squeeze(0)
+        return torch.einsum("ntgo,ntgi->goi", z, self._layer.a.square())
+
+    def factor(self, core: Tensor, columns: Tensor) -> Tensor:
+        """By pairs of positions, where those are fewer than columns."""
+        if self._layer.positions > len(columns):
+            return super().factor(core, columns)
+        z = self._layer.layout(columns)
+        if self._layer.positions == 1:
+            diagonal = (z * applied(core, z)).sum(0).squeeze(1)
+            return torch.einsum("ngo,ngi->goi", diagonal, self._layer.a.squeeze(1).square())
+        return self._by_pairs(torch.einsum("rntgo,rnsgo->ngots", z, applied(core, z)))
+
+    def dense(self, core: Tensor) -> Tensor:
+        """The blocks of every output by itself, over pairs of positions."""
+        z = self._layer.gradient
+        shape = self._layer.samples.first(z).shape
+        numbers = torch.arange(core.shape[1], device=core.device).view(1, 1, *shape[1:])
+        numbers = self._layer.samples.back(numbers.expand(1, *shape), 1)
+        order = self._layer.layout(numbers)[0, 0].permute(1, 2, 0)
+        return self._by_pairs(core[:, order.unsqueeze(-1), order.unsqueeze(-2)])
+
+    def _by_pairs(self, pairs: Tensor) -> Tensor:
+        """From the blocks [N, G, O, T, T]."""
+        a = self._layer.a
+        if pairs.shape[-1] == 1:
+            return torch.einsum("ngo,ngi->goi", pairs[..., 0, 0], a.squeeze(1).square())
+        across = torch.einsum("ngots,nsgi->ngoti", pairs, a)
+        return torch.einsum("ngoti,ntgi->goi", across, a)
+
+    def split(self, values: Tensor) -> dict[int, Tensor]:
+        """The weight's, and the bias's that is joined to it."""
+        return self._layer.split(values)
+
+
+class Spread(Entry):
+    """A parameter that is broadcast over the result and multiplied by a slope: scale, shift, positions."""
+
+    def __init__(
+        self, leaf: int, path: Path, place: Samples, slope: Tensor, trailing: int = 0
+    ) -> None:
+        """`trailing`: dimensions of the result after those of the parameter."""
+        self.uses = {leaf: [value for value, _ in path]}
+        self._leaf, self._path, self._place = leaf, path, place
+        own = list(path[0][0].tensor.shape)
+        shape = [1] * (slope.dim() - len(own) - trailing) + own + [1] * trailing
+        if place.count > 1:
+            kept = place.outer == place.inner == 1
+            shape[place.dim : place.dim + 1] = [] if kept else [1, 1]
+        self._shape = shape
+        self._slope = place.first(slope)
+
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Summed over all that the parameter is broadcast over but the samples."""
+        spread = self._place.first(columns, 1) * self._slope
+        return spread.sum_to_size(*spread.shape[:2], *self._shape)
+
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """Elements that share a coordinate are only added up."""
+        return (self._place.first(diagonal) * self._slope.square()).sum_to_size(1, *self._shape).squeeze(0)
+
+    def dense(self, core: Tensor) -> Tensor:
+        """The blocks of every coordinate, over pairs of the elements that it is broadcast over."""
+        pairs = core[:, self._order.unsqueeze(2), self._order.unsqueeze(1)]
+        slope = self._slope.flatten(1)[:, self._order]
+        return torch.einsum("nwab,nwa,nwb->w", pairs, slope, slope).view(self._shape)
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """For every coordinate, its elements in one sample: [w, m]."""
+        rest = self._slope.shape[1:]
+        own = [d for d, size in enumerate(self._shape) if size > 1]
+        over = [d for d, size in enumerate(self._shape) if size == 1]
+        numbers = torch.arange(rest.numel(), device=self._slope.device).view(rest)
+        count = torch.Size(self._shape).numel()
+        return numbers.permute(*own, *over).reshape(count, -1)
+
+    def split(self, values: Tensor) -> dict[int, Tensor]:
+        """Through the views that the parameter entered by, backwards."""
+        found = values.reshape(self._path[0][0].tensor.shape)
+        for _, view in self._path:
+            if view is not None:
+                (found,) = view.pull([found.unsqueeze(0)]).values()
+                found = found.squeeze(0)
+        return {self._leaf: found}
+
+
+def entries(step: Local, uses: Mapping[Value, int]) -> Iterator[Entry]:
+    """Where parameters enter a call that have no other uses."""
+    if len(step.outputs) != 1 or step.outputs[0] not in step.samples:
+        return
+    (output,) = step.outputs
+    place = step.samples[output]
+    layer = layer_call(step.call)
+    if layer is not None:
+        path = _path(layer.through)
+        bias = layer.bias is not None and all(uses[v] == 1 for v in step.call.inputs.values() if v.leaf == layer.bias)
+        inside = place.dim < output.tensor.dim() - layer.kind.own[1]
+        if path is not None and inside and all(uses[value] == 1 for value, _ in path[1]):
+            both = {layer.weight: [value for value, _ in path[1]]}
+            layer = layer if bias else replace(layer, bias=None)
+            yield LayerEntry(Layer(layer, place, output.tensor.detach()), both | ({layer.bias: []} if bias else {}))
+    elif isinstance(step, Elementwise):
+        for parameter in step.parameters:
+            path = _path(parameter)
+            if path is not None and all(uses[value] == 1 for value, _ in path[1]):
+                yield Spread(path[0], path[1], place, step.slope(parameter))
+
+
+def _path(value: Value) -> tuple[int, Path] | None:
+    """The leaf that a value is, or is a view of."""
+    path: Path = []
+    while value.leaf is None:
+        call = value.source
+        if call is None or kind_of(call) is not Kind.VIEW or len(call.outputs) > 1 or len(call.inputs) > 1:
+            return None
+        (held,) = call.inputs.values()
+        path.append((value, Local(call, [held], {})))
+        value = held
+    return value.leaf, [*path, (value, None)]

@@ -205,22 +205,31 @@ class Curvature:
 
     def _dense(self, starts: Mapping[Value, Unit], width: int) -> Tensor:
         """All terms as one matrix per sample, over the values from their starts on."""
-        some = next(iter(starts))
-        total = some.tensor.detach().new_zeros(self.samples[some].count, width, width)
-        own = {value: self._own(value, unit) for value, unit in starts.items()}
-        for term in self.terms:
-            values = list(_known(term))
+        blocks: dict[tuple[Value, Value], Tensor] = {}
+        for term in sorted(self.terms, key=lambda term: isinstance(term, Diagonal)):
+            values = sorted(_known(term), key=lambda value: starts[value].start)
             for i, u in enumerate(values):
                 left = self._left(term, u) if isinstance(term, Factor) else None
                 for w in values[i:]:
-                    target = total[:, own[u], own[w]]
-                    if isinstance(term, Diagonal):
-                        core = _times(_times(term.core, term.scales[u]), term.scales[w])
-                        target.diagonal(dim1=1, dim2=2).add_(self.samples[u].first(core).flatten(1))
+                    block = blocks.get((u, w))
+                    if isinstance(term, Factor):
+                        blocks[u, w] = _sum(block, self._right(left, term, w))
+                        continue
+                    bend = _times(_times(term.core, term.scales[u]), term.scales[w])
+                    bend = self.samples[u].first(bend).flatten(1)
+                    if block is None:
+                        blocks[u, w] = torch.diag_embed(bend)
                     else:
-                        target += self._right(left, term, w)
-                    if w is not u:
-                        total[:, own[w], own[u]] = target.transpose(1, 2)
+                        block.diagonal(dim1=1, dim2=2).add_(bend)
+        if len(starts) == 1:
+            (total,) = blocks.values()
+            return total
+        some = next(iter(blocks.values()))
+        total = some.new_zeros(len(some), width, width)
+        for (u, w), block in blocks.items():
+            rows, columns = self._own(u, starts[u]), self._own(w, starts[w])
+            total[:, rows, columns] = block
+            total[:, columns, rows] = block.transpose(1, 2)
         return total
 
     def _left(self, term: Factor, value: Value) -> Tensor:

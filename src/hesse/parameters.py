@@ -90,8 +90,7 @@ class LayerEntry(Entry):
             return super().factor(core, columns)
         z = self._layer.layout(columns)
         if self._layer.positions == 1:
-            diagonal = (z * applied(core, z)).sum(0).squeeze(1)
-            return torch.einsum("ngo,ngi->goi", diagonal, self._layer.a.squeeze(1).square())
+            return self._by_output((z * applied(core, z)).sum(0).squeeze(1))
         return self._by_pairs(torch.einsum("rntgo,rnsgo->ngots", z, applied(core, z)))
 
     def dense(self, core: Tensor) -> Tensor:
@@ -101,13 +100,17 @@ class LayerEntry(Entry):
         numbers = torch.arange(core.shape[1], device=core.device).view(1, 1, *shape[1:])
         numbers = self._layer.samples.back(numbers.expand(1, *shape), 1)
         order = self._layer.layout(numbers)[0, 0].permute(1, 2, 0)
+        if self._layer.positions == 1:
+            return self._by_output(core.diagonal(dim1=1, dim2=2)[:, order.squeeze(-1)])
         return self._by_pairs(core[:, order.unsqueeze(-1), order.unsqueeze(-2)])
+
+    def _by_output(self, diagonal: Tensor) -> Tensor:
+        """From the diagonals [N, G, O] for a single position."""
+        return torch.einsum("ngo,ngi->goi", diagonal, self._layer.a.squeeze(1).square())
 
     def _by_pairs(self, pairs: Tensor) -> Tensor:
         """From the blocks [N, G, O, T, T]."""
         a = self._layer.a
-        if pairs.shape[-1] == 1:
-            return torch.einsum("ngo,ngi->goi", pairs[..., 0, 0], a.squeeze(1).square())
         across = torch.einsum("ngots,nsgi->ngoti", pairs, a)
         return torch.einsum("ngoti,ntgi->goi", across, a)
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from hesse.blocks import CannotSweep, Diagonal, Factor, Unit
@@ -301,10 +302,8 @@ class LinearMap(Local):
         (stack,), (value,) = columns, self.inputs
         assert stack is not None
         dim = 1 + self.samples[value].dim
-        if dim and stack.stride(dim) == 0:
-            once = stack.narrow(dim, 0, 1) @ self._weight
-            return {value: once.expand(*stack.shape[:-1], -1)}
-        return {value: stack @ self._weight}
+        once = stack.narrow(dim, 0, 1) if dim and stack.stride(dim) == 0 else stack
+        return {value: functional.linear(once, self._weight.T).expand(*stack.shape[:-1], -1)}
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
         """None."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from hesse.blocks import Block, applied
 from hesse.layers import Layer
 from hesse.tape.layers import layer_call
-from hesse.tape.local import Elementwise, Local
+from hesse.tape.local import Local
 from hesse.tape.record import Value
 from hesse.tape.rules import Kind, kind_of
 from hesse.tape.samples import Samples
@@ -186,11 +186,11 @@ def entries(step: Local, uses: Mapping[Value, int]) -> Iterator[Entry]:
             both = {layer.weight: [value for value, _ in path[1]]}
             layer = layer if bias else replace(layer, bias=None)
             yield LayerEntry(Layer(layer, place, output.tensor.detach()), both | ({layer.bias: []} if bias else {}))
-    elif isinstance(step, Elementwise):
-        for parameter in step.parameters:
+    else:
+        for parameter, slope, trailing in step.spread():
             path = _path(parameter)
             if path is not None and all(uses[value] == 1 for value, _ in path[1]):
-                yield Spread(path[0], path[1], place, step.slope(parameter))
+                yield Spread(*path, place, slope, trailing)
 
 
 def _path(value: Value) -> tuple[int, Path] | None:

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hesse.blocks import Block, Curvature, Diagonal
+from hesse.blocks import Block, CannotSweep, Curvature, Diagonal
 from hesse.parameters import Entry, entries
-from hesse.tape.local import CannotSweep, Local, local
+from hesse.tape.calls import local
+from hesse.tape.local import Local
 from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import Samples
 

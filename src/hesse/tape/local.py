@@ -41,6 +41,13 @@ class Local:
         """Is the term pulled through this call still a diagonal one?"""
         return self.kind is Kind.VIEW and len(term.scales) == 1 and len(self.inputs) == 1
 
+    def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
+        """The parameters that are broadcast over the result and multiplied by a slope.
+
+        Each with its slope, and how many dimensions the result has behind those of the parameter.
+        """
+        return iter(())
+
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Stacks of columns of the outputs, pulled back to the inputs; None is zero."""
         leaves, results = self._again
@@ -222,15 +229,12 @@ class Elementwise(Separable):
             return dict.fromkeys(self.inputs)
         return {value: self._tracked[value].detach() for value in self.inputs}
 
-    @property
-    def parameters(self) -> list[Value]:
+    def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
         """The arguments without samples that the result is linear in."""
         leaves, _ = self._again
-        return [value for value in leaves if value not in self.samples and self._is_linear_in(value)]
-
-    def slope(self, parameter: Value) -> Tensor:
-        """The derivative by an argument without samples."""
-        return self._tracked[parameter].detach()
+        for value in leaves:
+            if value not in self.samples and self._is_linear_in(value):
+                yield value, self._tracked[value].detach(), 0
 
     def _is_linear_in(self, value: Value) -> bool:
         slope = self._tracked[value]
@@ -314,24 +318,6 @@ class LinearMap(Local):
         args, kwargs = pytree.tree_unflatten(self.call.arguments, self.call.spec)
         weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
         return weight.detach()
-
-
-_CLASSES: dict[Kind, type[Local]] = {
-    Kind.SEPARABLE: Separable,
-    Kind.ELEMENTWISE: Elementwise,
-    Kind.BILINEAR: Bilinear,
-}
-
-
-def local(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> Local:
-    """The call as its row of the table says."""
-    kind = kind_of(call)
-    shapes = {value.tensor.shape for value in call.inputs.values()}
-    if kind is Kind.SEPARABLE and len(shapes) > 1:
-        return Local(call, inputs, samples)
-    if canonical(call.name) == "linear" and [call.inputs.get(0)] == list(inputs):
-        return LinearMap(call, inputs, samples)
-    return _CLASSES.get(kind, Local)(call, inputs, samples)
 
 
 def rerun(

@@ -1,0 +1,301 @@
+"""Calls that take rows of a tensor by themselves, in closed form: norms and softmax."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from hesse.blocks import Diagonal, Factor, Unit
+from hesse.tape.local import Elementwise, Local
+from hesse.tape.record import Call, Value
+from hesse.tape.rules import canonical
+from hesse.tape.samples import Samples
+
+
+class RowWise(Local):
+    """A call of one input whose rows do not touch: [N, R, d], R rows of d elements in every sample."""
+
+    def __init__(self, call: Call, value: Value, samples: Samples, dim: int | None, size: int) -> None:
+        """Rows lie along dimension `dim` of the input, or are runs of `size` elements behind the samples."""
+        super().__init__(call, [value], {value: samples})
+        self._place, self._size = samples, size
+        rest = samples.first(value.tensor.detach()).shape[1:]
+        axis = len(rest) - 1
+        if dim is not None:
+            behind = samples.count > 1 and dim > samples.dim
+            axis = dim + (1 if samples.outer * samples.inner > 1 else -1) * behind
+        self._moved = torch.empty(rest, device="meta").movedim(axis, -1).shape
+        self._axis = axis
+
+    def rows(self, tensor: Tensor, lead: int = 0) -> Tensor:
+        """A tensor like the input as [*lead, N, R, d]."""
+        first = self._place.first(tensor, lead)
+        return first.movedim(lead + 1 + self._axis, -1).reshape(*first.shape[: lead + 1], -1, self._size)
+
+    def like_input(self, rows: Tensor, lead: int = 0) -> Tensor:
+        """The inverse of `rows`."""
+        moved = rows.reshape(*rows.shape[: lead + 1], *self._moved)
+        return self._place.back(moved.movedim(-1, lead + 1 + self._axis), lead)
+
+    def pull_rows(self, stack: Tensor) -> Tensor:
+        """Cotangents [r, N, R, d] times the Jacobian."""
+        raise NotImplementedError
+
+    def bend(self, adjoint: Tensor) -> Tensor:
+        """The second derivative [N, R, d, d] of every row, for an adjoint [N, R, d]."""
+        raise NotImplementedError
+
+    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """In closed form."""
+        (stack,), (value,) = columns, self.inputs
+        assert stack is not None
+        return {value: self.like_input(self.pull_rows(self.rows(stack, 1)), 1)}
+
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+        """One dense block a row."""
+        (adjoint,), (value,) = adjoints, self.inputs
+        if adjoint is None:
+            return
+        bend = self.bend(self.rows(adjoint))
+        count, rows, size = bend.shape[:3]
+        if rows > 1:
+            core = bend.new_zeros(count, rows, size, rows, size)
+            core.diagonal(dim1=1, dim2=3).copy_(bend.movedim(1, -1))
+        core = (bend if rows == 1 else core).view(count, rows * size, rows * size)
+        if self._axis != len(self._moved) - 1:
+            order = torch.arange(rows * size, device=bend.device).expand(count, -1)
+            order = self._place.first(self.like_input(order))[0].flatten()
+            core = core[:, order[:, None], order]
+        yield Factor(core, {value: Unit()})
+
+
+class Softmax(RowWise):
+    r"""$y = \mathrm{softmax}(u)$: with $w = y (g - \langle g, y \rangle)$, H is `diag(w) - w yᵀ - y wᵀ`."""
+
+    @cached_property
+    def _y(self) -> Tensor:
+        return self.rows(self.outputs[0].tensor.detach())
+
+    def pull_rows(self, stack: Tensor) -> Tensor:
+        """See `RowWise`."""
+        return self._y * (stack - (stack * self._y).sum(-1, keepdim=True))
+
+    def bend(self, adjoint: Tensor) -> Tensor:
+        """See `RowWise`."""
+        w = self.pull_rows(adjoint)
+        outer = w.unsqueeze(-1) * self._y.unsqueeze(-2)
+        return torch.diag_embed(w) - outer - outer.transpose(-1, -2)
+
+
+class LogSoftmax(Softmax):
+    r"""With y the softmax: $J^T g = g - y \sum g$, and H is $-\sum g$ times `diag(y) - y yᵀ`."""
+
+    @cached_property
+    def _y(self) -> Tensor:
+        return self.rows(self.outputs[0].tensor.detach()).exp()
+
+    def pull_rows(self, stack: Tensor) -> Tensor:
+        """See `RowWise`."""
+        return stack - self._y * stack.sum(-1, keepdim=True)
+
+    def bend(self, adjoint: Tensor) -> Tensor:
+        """See `RowWise`."""
+        spread = torch.diag_embed(self._y) - self._y.unsqueeze(-1) * self._y.unsqueeze(-2)
+        return -adjoint.sum(-1)[..., None, None] * spread
+
+
+class Normalised(RowWise):
+    r"""Rows, centred or not, divided by their size, then scaled and shifted by parameters.
+
+    With P the centring (or nothing), s the size, $x = P u / s$, $q = P g$ and $m = \langle q, x \rangle / d$,
+
+    $$J^T g = (q - m x) / s, \qquad H = \bigl(3 m\, x x^T / d - (q x^T + x q^T) / d - m P \bigr) / s^2.$$
+    """
+
+    def __init__(self, call: Call, value: Value, samples: Samples, norm: Norm) -> None:
+        super().__init__(call, value, samples, None, norm.size)
+        self.norm = norm
+        self._centred = norm.centred
+        u = self.rows(norm.input)
+        u = self._projected(u)
+        self._s = (u.square().mean(-1, keepdim=True) + norm.eps).sqrt()
+        self._x = u / self._s
+
+    def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
+        """Weight and bias."""
+        return self.norm.spread(self.like_input(self._x))
+
+    def _projected(self, rows: Tensor) -> Tensor:
+        return rows - rows.mean(-1, keepdim=True) if self._centred else rows
+
+    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """Through the scale first."""
+        return super().pull([None if c is None else self.norm.scaled(c) for c in columns])
+
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+        """The scale is linear."""
+        return super().curvature([None if g is None else self.norm.scaled(g) for g in adjoints])
+
+    def pull_rows(self, stack: Tensor) -> Tensor:
+        """See `RowWise`."""
+        m = (stack * self._x).mean(-1, keepdim=True)
+        return (self._projected(stack) - m * self._x) / self._s
+
+    def bend(self, adjoint: Tensor) -> Tensor:
+        """See `RowWise`."""
+        x, q = self._x, self._projected(adjoint)
+        d = self._size
+        m = (q * x).mean(-1)[..., None, None]
+        outer = q.unsqueeze(-1) * x.unsqueeze(-2)
+        eye = torch.eye(d, dtype=x.dtype, device=x.device) - (1 / d if self._centred else 0)
+        found = 3 * m * x.unsqueeze(-1) * x.unsqueeze(-2) / d
+        return (found - (outer + outer.transpose(-1, -2)) / d - m * eye) / self._s.square().unsqueeze(-1)
+
+
+@dataclass
+class Norm:
+    """What a norm was called with.
+
+    Attributes:
+        input: its contents.
+        size: elements of a row.
+        weight: a tensor, a value that requires grad, or None; likewise `bias`.
+        trailing: dimensions of the input behind those of weight and bias.
+    """
+
+    input: Tensor
+    size: int
+    weight: Tensor | Value | None
+    bias: Tensor | Value | None
+    eps: float
+    trailing: int = 0
+    centred: bool = True
+
+    def scaled(self, stack: Tensor) -> Tensor:
+        """Times the weight."""
+        if self.weight is None:
+            return stack
+        weight = self.weight.tensor if isinstance(self.weight, Value) else self.weight
+        return stack * weight.detach().view(*weight.shape, *(1,) * self.trailing)
+
+    def spread(self, normalised: Tensor) -> Iterator[tuple[Value, Tensor, int]]:
+        """Weight and bias with their slopes."""
+        for parameter, slope in ((self.weight, normalised), (self.bias, torch.ones_like(normalised))):
+            if isinstance(parameter, Value):
+                yield parameter, slope, self.trailing
+
+
+class FixedNorm(Elementwise):
+    """Batch norm by running statistics: every channel is scaled and shifted."""
+
+    def __init__(self, call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> None:
+        super().__init__(call, inputs, samples)
+        self._norm, mean, deviation = _named(call, _batch_norm)
+        self._deviation = deviation
+        self._normalised = (self._norm.input - mean) / deviation
+
+    @cached_property
+    def slopes(self) -> dict[Value, Tensor | None]:
+        """The same for all samples."""
+        slope = self._norm.scaled(torch.ones_like(self._normalised) / self._deviation)
+        return dict.fromkeys(self.inputs, slope)
+
+    def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
+        """Weight and bias."""
+        return self._norm.spread(self._normalised)
+
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+        """None."""
+        return iter(())
+
+
+def _contents(input: Any) -> Tensor:
+    return (input.tensor if isinstance(input, Value) else input).detach()
+
+
+def _layer_norm(
+    input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> Norm:
+    return Norm(_contents(input), math.prod(normalized_shape), weight, bias, eps)
+
+
+def _rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Norm:
+    contents = _contents(input)
+    eps = torch.finfo(contents.dtype).eps if eps is None else eps
+    return Norm(contents, math.prod(normalized_shape), weight, None, eps, centred=False)
+
+
+def _group_norm(
+    input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> Norm:
+    contents = _contents(input)
+    return Norm(contents, contents[0].numel() // num_groups, weight, bias, eps, contents.dim() - 2)
+
+
+def _batch_norm(
+    input: Any,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *_: Any,
+) -> tuple[Norm, Tensor, Tensor]:
+    contents = _contents(input)
+    trailing = contents.dim() - 2
+    shape = (-1, *(1,) * trailing)
+    norm = Norm(contents, 1, weight, bias, eps, trailing)
+    return norm, running_mean.view(shape), (running_var + eps).sqrt().view(shape)
+
+
+_NORMS: dict[str, Callable[..., Norm]] = {
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+}
+_SOFTMAX: dict[str, type[Softmax]] = {"softmax": Softmax, "log_softmax": LogSoftmax}
+
+
+def _dim(input: Any, dim: int | None = None, *_: Any, **__: Any) -> int | None:
+    return dim
+
+
+def _trained(input: Any, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any) -> bool:
+    return training
+
+
+def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> Local | None:
+    """The call in closed form, if there is one."""
+    name, value = canonical(call.name), call.inputs.get(0)
+    others = [held for position, held in call.inputs.items() if position > 0]
+    if value not in samples or any(held in samples for held in others):
+        return None
+    if name in _NORMS:
+        found: RowWise = Normalised(call, value, samples[value], _named(call, _NORMS[name]))
+    elif name in _SOFTMAX and _named(call, _dim) is not None:
+        dim = _named(call, _dim) % value.tensor.dim()
+        found = _SOFTMAX[name](call, value, samples[value], dim, value.tensor.shape[dim])
+    elif name == "batch_norm" and not _named(call, _trained):
+        return FixedNorm(call, inputs, samples)
+    else:
+        return None
+    found.inputs, found.samples = list(inputs), samples
+    return found
+
+
+def _named(call: Call, signature: Callable[..., Any]) -> Any:
+    """A function with the call's signature, given its arguments; active ones as their values."""
+    arguments = list(call.arguments)
+    for position, value in call.inputs.items():
+        arguments[position] = value
+    args, kwargs = pytree.tree_unflatten(arguments, call.spec)
+    return signature(*args, **kwargs)

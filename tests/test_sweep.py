@@ -113,3 +113,103 @@ def test_convolutions(name):
     model = nn.Sequential(*CONVOLUTIONS[name](), nn.Flatten(), nn.LazyLinear(3))
     model.double()(x(1, 2, 5, 5))
     net(model, 2, 5, 5)
+
+
+class Attention(nn.Module):
+    """Self-attention by torch's module, or by hand, in a sequence with learned positions."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.embed, self.inside, self.out = nn.Linear(3, 4), inside, nn.Linear(4, 3)
+        self.positions = nn.Parameter(x(3, 4))
+
+    def forward(self, tokens):
+        return self.out(self.inside(self.embed(tokens) + self.positions).mean(1))
+
+
+class ByHand(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, h):
+        scores = self.q(h) @ self.k(h).transpose(1, 2) / 2
+        return scores.softmax(-1) @ self.v(h)
+
+
+class Module(nn.Module):
+    def __init__(self, weights):
+        super().__init__()
+        self.attention, self.weights = nn.MultiheadAttention(4, 2, batch_first=True), weights
+
+    def forward(self, h):
+        return self.attention(h, h, h, need_weights=self.weights)[0]
+
+
+ATTENTION = {
+    "by hand": ByHand,
+    "module": lambda: Module(True),
+    "fused": lambda: Module(False),
+    "encoder": lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0, "gelu", batch_first=True),
+    "encoder, norm first": lambda: nn.TransformerEncoderLayer(
+        4, 2, 5, 0.0, "relu", batch_first=True, norm_first=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name):
+    net(Attention(ATTENTION[name]()), 3, 3)
+
+
+def test_embedding():
+    tokens, targets = torch.randint(0, 6, (5, 3)), classes(3, 5)
+    table, weight = x(6, 4), x(3, 4)
+
+    def function(table, weight):
+        hidden = torch.tanh(F.embedding(tokens, table)).sum(1)
+        return F.cross_entropy(hidden @ weight.T, targets)
+
+    check(function, (table, weight), 5)
+
+
+def test_positions_flattened_into_the_batch():
+    data, targets = x(5, 3, 4), classes(3, 15)
+
+    def function(first, bias, second):
+        hidden = torch.tanh(data @ first + bias)
+        hidden = hidden + hidden.flip(1)
+        return F.cross_entropy(hidden.reshape(15, 4) @ second, targets)
+
+    check(function, (x(4, 4), x(4), x(4, 3)), 5)
+
+
+def binary(out):
+    return (out > 0).double()
+
+
+LOSSES = {
+    "class weights": lambda out, y: F.cross_entropy(out, y, weight=torch.tensor([0.5, 2.0, 1.0]).double()),
+    "label smoothing": lambda out, y: F.cross_entropy(out, y, label_smoothing=0.2),
+    "ignored class": lambda out, y: F.cross_entropy(out, y, ignore_index=1),
+    "sum": lambda out, y: F.cross_entropy(out, y, reduction="sum"),
+    "none": lambda out, y: F.cross_entropy(out, y, reduction="none").mean(),
+    "probabilities": lambda out, y: F.cross_entropy(out, F.one_hot(y, 3).double() * 0.8 + 0.1),
+    "nll": lambda out, y: F.nll_loss(F.log_softmax(out, 1), y),
+    "mse": lambda out, y: F.mse_loss(out, F.one_hot(y, 3).double()),
+    "bce": lambda out, y: F.binary_cross_entropy(out.sigmoid(), F.one_hot(y, 3).double()),
+    "bce with logits": lambda out, y: F.binary_cross_entropy_with_logits(out, F.one_hot(y, 3).double()),
+    "kl": lambda out, y: F.kl_div(F.log_softmax(out, 1), F.one_hot(y, 3) * 0.7 + 0.1, reduction="batchmean"),
+    "huber": lambda out, y: F.huber_loss(out, F.one_hot(y, 3).double()),
+    "smooth l1": lambda out, y: F.smooth_l1_loss(out, F.one_hot(y, 3).double(), beta=0.3),
+    "by hand": lambda out, y: ((out - F.one_hot(y, 3)) ** 2).sum(1).mean() / 2,
+    "log-sum-exp": lambda out, y: out.logsumexp(1).mean() - out.gather(1, y[:, None]).mean(),
+    "two": lambda out, y: F.cross_entropy(out, y) + 0.1 * out.square().mean(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name):
+    targets = classes(3, 5)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    net(model, 3, loss=lambda out: LOSSES[name](out, targets))

@@ -138,6 +138,19 @@ class Local:
             )
         return slopes if any(slope.requires_grad for slope in slopes) else None
 
+    def _cross(self, u: Value, w: Value, stack: Tensor) -> Iterator[Factor]:
+        """The blocks `K_uw = K_wu`, from the rows of u: `4 u w = (u + w)² - (u - w)²`.
+
+        The rows are brought to the size of one, lest the squares cancel.
+        """
+        place = self.samples[w]
+        rows = place.first(stack, 1)
+        size = rows.abs().amax([d for d in range(rows.dim()) if d != 1], keepdim=True)
+        stack = place.back(rows / size.where(size > 0, 1), 1)
+        half = size.view(-1, 1).expand(-1, len(stack)) / 2
+        yield Factor(half, {u: Unit(), w: stack})
+        yield Factor(-half, {u: Unit(), w: -stack})
+
     @cached_property
     def _again(self) -> tuple[dict[Value, Tensor], list[Tensor]]:
         """The call once more on leaves of its own: these, and its results."""
@@ -193,7 +206,7 @@ class Separable(Local):
             ones = torch.eye(self._width(u), dtype=bend.dtype, device=bend.device)
             stack = self._everywhere(u, ones.view(-1, *self._shape(u)))
             by_u = stack.view(len(stack), *(1,) * (bend.dim() - u.tensor.dim()), *u.tensor.shape)
-            yield from cross(self.samples[u], u, w, _onto(by_u * bend, w))
+            yield from self._cross(u, w, _onto(by_u * bend, w))
 
 
 class Elementwise(Separable):
@@ -288,14 +301,7 @@ class Bilinear(Local):
         seeds = self._everywhere(u, ones.view(-1, *self._shape(u)))
         slope, by = slopes[self.inputs.index(u)], leaves[w]
         (stack,) = torch.vmap(lambda seed: _grad([slope], [by], [seed]))(seeds)
-        yield from cross(self.samples[u], u, w, stack)
-
-
-def cross(place: Samples, u: Value, w: Value, stack: Tensor) -> Iterator[Factor]:
-    """The blocks `K_uw = K_wu` as terms, from the rows of u: `4 u w = (u + w)² - (u - w)²`."""
-    half = stack.new_full((place.count, len(stack)), 0.5)
-    yield Factor(half, {u: Unit(), w: stack})
-    yield Factor(-half, {u: Unit(), w: -stack})
+        yield from self._cross(u, w, stack)
 
 
 class LinearMap(Local):

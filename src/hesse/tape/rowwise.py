@@ -48,8 +48,11 @@ class RowWise(Local):
         """Cotangents [r, N, R, d] times the Jacobian."""
         raise NotImplementedError
 
-    def bend(self, adjoint: Tensor) -> Tensor:
-        """The second derivative [N, R, d, d] of every row, for an adjoint [N, R, d]."""
+    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The second derivative of every row, for an adjoint [N, R, d].
+
+        A diagonal [N, R, d], and weights [N, R] of the outer products of columns [N, R, d] with themselves.
+        """
         raise NotImplementedError
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
@@ -59,21 +62,29 @@ class RowWise(Local):
         return {value: self.like_input(self.pull_rows(self.rows(stack, 1)), 1)}
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
-        """One dense block a row."""
+        """A diagonal, and few columns for every row."""
         (adjoint,), (value,) = adjoints, self.inputs
         if adjoint is None:
             return
-        bend = self.bend(self.rows(adjoint))
-        count, rows, size = bend.shape[:3]
-        if rows > 1:
-            core = bend.new_zeros(count, rows, size, rows, size)
-            core.diagonal(dim1=1, dim2=3).copy_(bend.movedim(1, -1))
-        core = (bend if rows == 1 else core).view(count, rows * size, rows * size)
-        if self._axis != len(self._moved) - 1:
-            order = torch.arange(rows * size, device=bend.device).expand(count, -1)
-            order = self._place.first(self.like_input(order))[0].flatten()
-            core = core[:, order[:, None], order]
-        yield Factor(core, {value: Unit()})
+        diagonal, outer = self.bend(self.rows(adjoint))
+        yield Diagonal(self.like_input(diagonal), {value: None})
+        cores, stacks = zip(*outer, strict=True)
+        columns = torch.stack(stacks).transpose(1, 2)  # k, R, N, d
+        if (rows := columns.shape[1]) > 1:
+            columns = torch.diag_embed(columns.permute(0, 2, 3, 1)).movedim(-1, 1).transpose(-1, -2)
+        else:
+            columns = columns.unsqueeze(3)
+        core = torch.stack(cores, 1)  # N, k, R
+        yield Factor(core.flatten(1), {value: self.like_input(columns.flatten(0, 1), 1)})
+
+
+def _mutual(one: Tensor, other: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """`x pᵀ + p xᵀ` as weighted squares, with p brought to the size of x lest they cancel."""
+    size = other.norm(dim=-1, keepdim=True) / one.norm(dim=-1, keepdim=True)
+    size = size.where((size > 0) & size.isfinite(), 1)
+    other = other / size
+    half = size.squeeze(-1) / 2
+    return [(half, one + other), (-half, one - other)]
 
 
 class Softmax(RowWise):
@@ -87,11 +98,10 @@ class Softmax(RowWise):
         """See `RowWise`."""
         return self._y * (stack - (stack * self._y).sum(-1, keepdim=True))
 
-    def bend(self, adjoint: Tensor) -> Tensor:
+    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """See `RowWise`."""
         w = self.pull_rows(adjoint)
-        outer = w.unsqueeze(-1) * self._y.unsqueeze(-2)
-        return torch.diag_embed(w) - outer - outer.transpose(-1, -2)
+        return w, _mutual(self._y, -w)
 
 
 class LogSoftmax(Softmax):
@@ -105,10 +115,10 @@ class LogSoftmax(Softmax):
         """See `RowWise`."""
         return stack - self._y * stack.sum(-1, keepdim=True)
 
-    def bend(self, adjoint: Tensor) -> Tensor:
+    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """See `RowWise`."""
-        spread = torch.diag_embed(self._y) - self._y.unsqueeze(-1) * self._y.unsqueeze(-2)
-        return -adjoint.sum(-1)[..., None, None] * spread
+        total = adjoint.sum(-1)
+        return -total.unsqueeze(-1) * self._y, [(total, self._y)]
 
 
 class Normalised(RowWise):
@@ -148,15 +158,14 @@ class Normalised(RowWise):
         m = (stack * self._x).mean(-1, keepdim=True)
         return (self._projected(stack) - m * self._x) / self._s
 
-    def bend(self, adjoint: Tensor) -> Tensor:
-        """See `RowWise`."""
-        x, q = self._x, self._projected(adjoint)
-        d = self._size
-        m = (q * x).mean(-1)[..., None, None]
-        outer = q.unsqueeze(-1) * x.unsqueeze(-2)
-        eye = torch.eye(d, dtype=x.dtype, device=x.device) - (1 / d if self._centred else 0)
-        found = 3 * m * x.unsqueeze(-1) * x.unsqueeze(-2) / d
-        return (found - (outer + outer.transpose(-1, -2)) / d - m * eye) / self._s.square().unsqueeze(-1)
+    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """See `RowWise`; the first part is `x pᵀ + p xᵀ` with `p = 3/2 m x - q`."""
+        x, q, square = self._x, self._projected(adjoint), self._s.square()
+        m = (q * x).mean(-1, keepdim=True)
+        outer = _mutual(x, (1.5 * m * x - q) / (self._size * square))
+        if self._centred:
+            outer.append(((m / (self._size * square)).squeeze(-1), torch.ones_like(x)))
+        return (-m / square).expand_as(x), outer
 
 
 @dataclass

@@ -1,13 +1,13 @@
 """Record a function twice, with some samples perturbed, and sweep: what the library does around a sweep."""
 
 import torch
-from oracle import hessian_matrix
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hesse.methods import sweep
 from hesse.tape.record import Recorder
 from hesse.tape.samples import Samples, chosen, everywhere, perturbed
+from oracle import hessian_matrix
 
 
 class Perturb(TorchFunctionMode):
@@ -15,7 +15,8 @@ class Perturb(TorchFunctionMode):
 
     def __init__(self, leaves, count):
         super().__init__()
-        self.count, self.which, self.after = count, chosen(count), []
+        self.count, self.after = count, []
+        self.which = chosen(count) if count > 1 else torch.ones(1, dtype=torch.bool)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

@@ -1,9 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import classes, of_model, x
-from sweeping import check
 from torch import nn
+
+from cases import Cubed, classes, of_model, x
+from hesse.blocks import CannotSweep
+from sweeping import check, swept
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU])
@@ -213,3 +215,81 @@ def test_losses(name):
     targets = classes(3, 5)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     net(model, 3, loss=lambda out: LOSSES[name](out, targets))
+
+
+def refused(function, tensors, count, match):
+    with pytest.raises(CannotSweep, match=match):
+        swept(function, tensors, count)
+
+
+def test_contrastive_loss():
+    data = x(6, 3)
+
+    def function(weight, other):
+        z = F.normalize(torch.tanh(data @ weight) @ other, dim=1)
+        return F.cross_entropy(z @ z.T, torch.arange(6))
+
+    refused(function, (x(3, 4), x(4, 2)), 6, "sum over samples")
+
+
+def test_batch_norm_in_training():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))
+    function, tensors = of_model(model, lambda out: out.logsumexp(1).sum(), x(5, 3))
+    refused(function, tensors, 5, "sum over samples")
+
+
+def test_loss_that_is_no_sum_over_samples():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    for loss in (lambda out: F.mse_loss(out, torch.zeros_like(out)).sqrt(), lambda out: out.std()):
+        function, tensors = of_model(model, loss, x(5, 3))
+        refused(function, tensors, 5, "samples")
+
+
+def test_custom_function():
+    data = x(5, 3)
+    function = lambda a, b: (Cubed.apply(data @ a) @ b).square().sum()
+    refused(function, (x(3, 4), x(4, 2)), 5, "no call that can be seen")
+
+
+def test_weights_that_are_not_covered():
+    data, targets = x(5, 4), x(5, 4)
+
+    def function(tied, bias, scale, alone, penalised):
+        hidden = torch.tanh(data @ tied + bias)
+        hidden = torch.tanh(hidden @ tied) * scale.exp()
+        hidden = torch.tanh(hidden @ alone) @ penalised
+        return F.mse_loss(hidden, targets) + penalised.square().sum()
+
+    tensors = (x(4, 4), x(4), x(4), x(4, 4), x(4, 4))
+    check(function, tensors, 5, covered={1, 3})
+
+
+def test_overwritten_value():
+    data = x(5, 4)
+
+    def function(first, second):
+        hidden = data @ first
+        kept = hidden * 1.0
+        bent = kept.exp().detach() * kept.square()
+        with torch.no_grad():
+            kept.zero_()
+        return (bent @ second).square().sum()
+
+    with pytest.raises((CannotSweep, RuntimeError)):
+        swept(function, (x(4, 4), x(4, 2)), 5)
+
+
+def test_one_sample():
+    """Without samples the whole function is one."""
+    data = x(1, 3)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    function, tensors = of_model(model, lambda out: out.logsumexp(1).sum().square(), data)
+    check(function, tensors, 1)
+
+
+def test_a_number_for_every_sample():
+    data = x(5, 3)
+    function = lambda w, b: (torch.tanh(data @ w + b).exp().squeeze(1) ** 2).sum()
+    check(function, (x(3, 1), x(1)), 5)
+    function = lambda w, s: ((torch.tanh(data @ w).sum(1) * s) ** 3).sum()
+    check(function, (x(3, 2), x(())), 5)

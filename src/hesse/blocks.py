@@ -89,12 +89,12 @@ class Block:
     def times(self, vector: Tensor) -> Tensor:
         """The block times a vector of the value's shape."""
         by_sample = self.samples.first(vector)
-        flat = by_sample.flatten(1)
+        flat = self.samples.flat(vector)
         total = torch.zeros_like(flat)
         if self.dense is not None:
             total += (self.dense @ flat.unsqueeze(2)).squeeze(2)
         for core, columns in self.factors:
-            u = self.samples.first(columns, 1).flatten(2)
+            u = self.samples.flat(columns, 1)
             along = torch.einsum("rnf,nf->nr", u, flat)
             along = core * along if core.dim() == 2 else (core @ along.unsqueeze(2)).squeeze(2)
             total += torch.einsum("rnf,nr->nf", u, along)
@@ -106,7 +106,7 @@ def applied(core: Tensor, columns: Tensor) -> Tensor:
     """Core times columns [rank, N, *rest]."""
     if core.dim() == 2:
         return columns * core.T.reshape(*core.T.shape, *(1,) * (columns.dim() - 2))
-    return torch.einsum("nrq,qnf->rnf", core, columns.flatten(2)).view_as(columns)
+    return torch.einsum("nrq,qnf->rnf", core, columns.reshape(*columns.shape[:2], -1)).view_as(columns)
 
 
 class Curvature:
@@ -175,7 +175,7 @@ class Curvature:
     def factor(self, term: Diagonal) -> Factor:
         """A diagonal term as one with stacks."""
         place = self.samples[next(iter(term.scales))]
-        core = place.first(term.core).flatten(1)
+        core = place.flat(term.core)
         columns: dict[Value, Tensor | Unit] = {}
         for value, scale in term.scales.items():
             columns[value] = Unit()
@@ -184,11 +184,14 @@ class Curvature:
         return Factor(core, columns)
 
     def condense(self, growth: int) -> None:
-        """Make one dense term of all, if the rank with `growth` more exceeds the width of what is alive."""
+        """Make one dense term of all where `growth` more columns would be too many.
+
+        A block over several values is soon pulled to fewer of them, so these may have more columns.
+        """
         rank = growth + sum(t.rank for t in self.terms if isinstance(t, Factor))
         alive = list(dict.fromkeys(value for term in self.terms for value in _known(term)))
         width = sum(self.width(value) for value in alive)
-        if rank > width:
+        if rank > width * len(alive):
             starts, start = {}, 0
             for value in alive:
                 starts[value], start = Unit(start), start + self.width(value)
@@ -209,14 +212,15 @@ class Curvature:
         for term in sorted(self.terms, key=lambda term: isinstance(term, Diagonal)):
             values = sorted(_known(term), key=lambda value: starts[value].start)
             for i, u in enumerate(values):
-                left = self._left(term, u) if isinstance(term, Factor) else None
+                if isinstance(term, Factor):
+                    left = self._left(term, u)
+                    for w in values[i:]:
+                        blocks[u, w] = _sum(blocks.get((u, w)), self._right(left, term, w))
+                    continue
                 for w in values[i:]:
                     block = blocks.get((u, w))
-                    if isinstance(term, Factor):
-                        blocks[u, w] = _sum(block, self._right(left, term, w))
-                        continue
                     bend = _times(_times(term.core, term.scales[u]), term.scales[w])
-                    bend = self.samples[u].first(bend).flatten(1)
+                    bend = self.samples[u].flat(bend)
                     if block is None:
                         blocks[u, w] = torch.diag_embed(bend)
                     else:
@@ -238,7 +242,7 @@ class Curvature:
         if isinstance(columns, Unit):
             core = term.core if term.core.dim() == 3 else torch.diag_embed(term.core)
             return core[:, self._own(value, columns)]
-        by_sample = self.samples[value].first(columns, 1).flatten(2).permute(1, 2, 0)
+        by_sample = self.samples[value].flat(columns, 1).permute(1, 2, 0)
         return by_sample * term.core.unsqueeze(1) if term.core.dim() == 2 else by_sample @ term.core
 
     def _right(self, left: Tensor, term: Factor, value: Value) -> Tensor:
@@ -246,7 +250,7 @@ class Curvature:
         columns = term.columns[value]
         if isinstance(columns, Unit):
             return left[:, :, self._own(value, columns)]
-        return left @ self.samples[value].first(columns, 1).flatten(2).transpose(0, 1)
+        return left @ self.samples[value].flat(columns, 1).transpose(0, 1)
 
     def _own(self, value: Value, unit: Unit) -> slice:
         return slice(unit.start, unit.start + self.width(value))

@@ -7,7 +7,6 @@ needs the gradient by w for every column of $K_{vv}$ and every sample, and often
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -31,11 +30,10 @@ class Entry(ABC):
     """A place where parameters enter linearly.
 
     Attributes:
-        uses: for each parameter (index of the leaf), the values from the one that enters up to the
-            leaf. Each must have no other use, or the parameter's block has other parts.
+        leaves: indices of the parameters.
     """
 
-    uses: Mapping[int, Sequence[Value]]
+    leaves: Sequence[int]
 
     @abstractmethod
     def gradients(self, columns: Tensor) -> Tensor:
@@ -71,8 +69,8 @@ class Entry(ABC):
 class LayerEntry(Entry):
     """The weight and bias of a layer."""
 
-    def __init__(self, layer: Layer, uses: Mapping[int, Sequence[Value]]) -> None:
-        self.uses = uses
+    def __init__(self, layer: Layer) -> None:
+        self.leaves = layer.tensors
         self._layer = layer
 
     def gradients(self, columns: Tensor) -> Tensor:
@@ -122,11 +120,9 @@ class LayerEntry(Entry):
 class Spread(Entry):
     """A parameter that is broadcast over the result and multiplied by a slope: scale, shift, positions."""
 
-    def __init__(
-        self, leaf: int, path: Path, place: Samples, slope: Tensor, trailing: int = 0
-    ) -> None:
+    def __init__(self, leaf: int, path: Path, place: Samples, slope: Tensor, trailing: int) -> None:
         """`trailing`: dimensions of the result after those of the parameter."""
-        self.uses = {leaf: [value for value, _ in path]}
+        self.leaves = [leaf]
         self._leaf, self._path, self._place = leaf, path, place
         own = list(path[0][0].tensor.shape)
         shape = [1] * (slope.dim() - len(own) - trailing) + own + [1] * trailing
@@ -148,7 +144,7 @@ class Spread(Entry):
     def dense(self, core: Tensor) -> Tensor:
         """The blocks of every coordinate, over pairs of the elements that it is broadcast over."""
         pairs = core[:, self._order.unsqueeze(2), self._order.unsqueeze(1)]
-        slope = self._slope.flatten(1)[:, self._order]
+        slope = self._slope.reshape(len(core), -1)[:, self._order]
         return torch.einsum("nwab,nwa,nwb->w", pairs, slope, slope).view(self._shape)
 
     @cached_property
@@ -172,25 +168,28 @@ class Spread(Entry):
 
 
 def entries(step: Local, uses: Mapping[Value, int]) -> Iterator[Entry]:
-    """Where parameters enter a call that have no other uses."""
+    """Where parameters that have no other uses enter a call."""
     if len(step.outputs) != 1 or step.outputs[0] not in step.samples:
         return
     (output,) = step.outputs
     place = step.samples[output]
+
+    def path(value: Value) -> tuple[int, Path] | None:
+        found = _path(value)
+        return found if found is not None and all(uses[held] == 1 for held, _ in found[1]) else None
+
     layer = layer_call(step.call)
     if layer is not None:
-        path = _path(layer.through)
-        bias = layer.bias is not None and all(uses[v] == 1 for v in step.call.inputs.values() if v.leaf == layer.bias)
-        inside = place.dim < output.tensor.dim() - layer.kind.own[1]
-        if path is not None and inside and all(uses[value] == 1 for value, _ in path[1]):
-            both = {layer.weight: [value for value, _ in path[1]]}
-            layer = layer if bias else replace(layer, bias=None)
-            yield LayerEntry(Layer(layer, place, output.tensor.detach()), both | ({layer.bias: []} if bias else {}))
+        weight = path(layer.through)
+        if weight is not None and place.dim < output.tensor.dim() - layer.kind.own[1]:
+            shared = any(uses[v] > 1 for v in step.call.inputs.values() if v.leaf == layer.bias)
+            layer = replace(layer, bias=None) if shared else layer
+            yield LayerEntry(Layer(layer, place, output.tensor.detach()))
     else:
         for parameter, slope, trailing in step.spread():
-            path = _path(parameter)
-            if path is not None and all(uses[value] == 1 for value, _ in path[1]):
-                yield Spread(*path, place, slope, trailing)
+            entering = path(parameter)
+            if entering is not None:
+                yield Spread(*entering, place, slope, trailing)
 
 
 def _path(value: Value) -> tuple[int, Path] | None:

@@ -62,7 +62,7 @@ class Route:
     @property
     def covered(self) -> set[int]:
         """The leaves whose curvature is read on the way."""
-        return {leaf for step in self.steps for entry in step.entries for leaf in entry.uses}
+        return {leaf for step in self.steps for entry in step.entries for leaf in entry.leaves}
 
 
 def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]) -> Route:

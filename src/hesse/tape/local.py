@@ -89,9 +89,7 @@ class Local:
             for value, seed in zip(leaves, seeds, strict=True)
         ]
         rows = torch.vmap(lambda *stacks: _grad(slopes, inputs, stacks))(*stacks)
-        flat = [
-            self.samples[value].first(row, 1).flatten(2) for value, row in zip(leaves, rows, strict=True)
-        ]
+        flat = [self.samples[value].flat(row, 1) for value, row in zip(leaves, rows, strict=True)]
         core = torch.cat(flat, 2).transpose(0, 1)
         if bool(core.any()):
             starts = [sum(widths[:i]) for i in range(len(widths))]
@@ -102,11 +100,11 @@ class Local:
 
         Scaling every sample of a vector by a factor of its own must scale every sample of the product.
         """
-        counts = {self.samples[v].count for v in self.inputs}
-        if counts == {1} or all(v in self.samples for v in self.outputs):
+        count = max(self.samples[v].count for v in self.inputs)
+        if all(v not in self.samples or self.samples[v].count == count for v in self.outputs):
             return False
         generator = torch.Generator().manual_seed(5)
-        factors = torch.rand(max(counts), generator=generator) + 0.5
+        factors = torch.rand(count, generator=generator) + 0.5
         ones, scaled = [], []
         for value, tensor in zip(self.inputs, inputs, strict=True):
             vector = torch.randn(tensor.shape, generator=generator).to(tensor)
@@ -121,8 +119,11 @@ class Local:
         )
 
     def _by_sample(self, value: Value, tensor: Tensor, factors: Tensor) -> Tensor:
-        first = self.samples[value].first(tensor)
-        return self.samples[value].back(first * factors.to(first).view(-1, *(1,) * (first.dim() - 1)))
+        place = self.samples[value]
+        if place.count < len(factors):
+            return tensor
+        first = place.first(tensor)
+        return place.back(first * factors.to(first).view(-1, *(1,) * (first.dim() - 1)))
 
     def _slopes(
         self, leaves: Mapping[Value, Tensor], results: Sequence[Tensor], adjoints: Sequence[Tensor | None]

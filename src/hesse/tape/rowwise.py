@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hesse.blocks import Diagonal, Factor, Unit
+from hesse.blocks import Diagonal, Factor
 from hesse.tape.local import Elementwise, Local
 from hesse.tape.record import Call, Value
 from hesse.tape.rules import canonical
@@ -22,10 +22,11 @@ from hesse.tape.samples import Samples
 class RowWise(Local):
     """A call of one input whose rows do not touch: [N, R, d], R rows of d elements in every sample."""
 
-    def __init__(self, call: Call, value: Value, samples: Samples, dim: int | None, size: int) -> None:
+    def __init__(self, call: Call, value: Value, samples: Samples, dim: int | None, size: int = 0) -> None:
         """Rows lie along dimension `dim` of the input, or are runs of `size` elements behind the samples."""
         super().__init__(call, [value], {value: samples})
-        self._place, self._size = samples, size
+        self._place = samples
+        self._size = size if dim is None else value.tensor.shape[dim]
         rest = samples.first(value.tensor.detach()).shape[1:]
         axis = len(rest) - 1
         if dim is not None:
@@ -70,7 +71,7 @@ class RowWise(Local):
         yield Diagonal(self.like_input(diagonal), {value: None})
         cores, stacks = zip(*outer, strict=True)
         columns = torch.stack(stacks).transpose(1, 2)  # k, R, N, d
-        if (rows := columns.shape[1]) > 1:
+        if columns.shape[1] > 1:
             columns = torch.diag_embed(columns.permute(0, 2, 3, 1)).movedim(-1, 1).transpose(-1, -2)
         else:
             columns = columns.unsqueeze(3)
@@ -131,10 +132,8 @@ class Normalised(RowWise):
 
     def __init__(self, call: Call, value: Value, samples: Samples, norm: Norm) -> None:
         super().__init__(call, value, samples, None, norm.size)
-        self.norm = norm
-        self._centred = norm.centred
-        u = self.rows(norm.input)
-        u = self._projected(u)
+        self.norm, self._centred = norm, norm.centred
+        u = self._projected(self.rows(norm.input))
         self._s = (u.square().mean(-1, keepdim=True) + norm.eps).sqrt()
         self._x = u / self._s
 
@@ -201,14 +200,22 @@ class Norm:
                 yield parameter, slope, self.trailing
 
 
+@dataclass
+class Statistics:
+    """The running statistics of a batch norm, to be broadcast over its input."""
+
+    norm: Norm
+    mean: Tensor
+    deviation: Tensor
+
+
 class FixedNorm(Elementwise):
     """Batch norm by running statistics: every channel is scaled and shifted."""
 
-    def __init__(self, call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> None:
-        super().__init__(call, inputs, samples)
-        self._norm, mean, deviation = _named(call, _batch_norm)
-        self._deviation = deviation
-        self._normalised = (self._norm.input - mean) / deviation
+    def __init__(self, call: Call, value: Value, samples: Samples, statistics: Statistics) -> None:
+        super().__init__(call, [value], {value: samples})
+        self._norm, self._deviation = statistics.norm, statistics.deviation
+        self._normalised = (self._norm.input - statistics.mean) / self._deviation
 
     @cached_property
     def slopes(self) -> dict[Value, Tensor | None]:
@@ -258,53 +265,45 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *_: Any,
-) -> tuple[Norm, Tensor, Tensor]:
+) -> Statistics | None:
+    if training:
+        return None
     contents = _contents(input)
     trailing = contents.dim() - 2
     shape = (-1, *(1,) * trailing)
     norm = Norm(contents, 1, weight, bias, eps, trailing)
-    return norm, running_mean.view(shape), (running_var + eps).sqrt().view(shape)
+    return Statistics(norm, running_mean.view(shape), (running_var + eps).sqrt().view(shape))
 
 
-_NORMS: dict[str, Callable[..., Norm]] = {
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "group_norm": _group_norm,
+def _softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> int | None:
+    return dim if dim is None else dim % _contents(input).dim()
+
+
+_CLOSED: dict[str, tuple[Callable[..., Any], Callable[..., Local]]] = {
+    "layer_norm": (_layer_norm, Normalised),
+    "rms_norm": (_rms_norm, Normalised),
+    "group_norm": (_group_norm, Normalised),
+    "batch_norm": (_batch_norm, FixedNorm),
+    "softmax": (_softmax, Softmax),
+    "log_softmax": (_softmax, LogSoftmax),
 }
-_SOFTMAX: dict[str, type[Softmax]] = {"softmax": Softmax, "log_softmax": LogSoftmax}
-
-
-def _dim(input: Any, dim: int | None = None, *_: Any, **__: Any) -> int | None:
-    return dim
-
-
-def _trained(input: Any, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any) -> bool:
-    return training
 
 
 def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> Local | None:
-    """The call in closed form, if there is one."""
-    name, value = canonical(call.name), call.inputs.get(0)
+    """The call in closed form, if there is one: a norm or softmax of a live value alone."""
+    value = call.inputs.get(0)
     others = [held for position, held in call.inputs.items() if position > 0]
-    if value not in samples or any(held in samples for held in others):
+    name = canonical(call.name)
+    if name not in _CLOSED or value not in samples or any(held in samples for held in others):
         return None
-    if name in _NORMS:
-        found: RowWise = Normalised(call, value, samples[value], _named(call, _NORMS[name]))
-    elif name in _SOFTMAX and _named(call, _dim) is not None:
-        dim = _named(call, _dim) % value.tensor.dim()
-        found = _SOFTMAX[name](call, value, samples[value], dim, value.tensor.shape[dim])
-    elif name == "batch_norm" and not _named(call, _trained):
-        return FixedNorm(call, inputs, samples)
-    else:
+    signature, made = _CLOSED[name]
+    arguments = list(call.arguments)
+    for position, held in call.inputs.items():
+        arguments[position] = held
+    args, kwargs = pytree.tree_unflatten(arguments, call.spec)
+    read = signature(*args, **kwargs)
+    if read is None:
         return None
+    found = made(call, value, samples[value], read)
     found.inputs, found.samples = list(inputs), samples
     return found
-
-
-def _named(call: Call, signature: Callable[..., Any]) -> Any:
-    """A function with the call's signature, given its arguments; active ones as their values."""
-    arguments = list(call.arguments)
-    for position, value in call.inputs.items():
-        arguments[position] = value
-    args, kwargs = pytree.tree_unflatten(arguments, call.spec)
-    return signature(*args, **kwargs)

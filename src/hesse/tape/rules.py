@@ -86,5 +86,8 @@ TABLE: dict[str, Kind] = {
         """mse_loss l1_loss huber_loss smooth_l1_loss binary_cross_entropy binary_cross_entropy_with_logits
         kl_div poisson_nll_loss soft_margin_loss""",
     ),
-    **_rows(Kind.BILINEAR, "matmul mm bmm linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    **_rows(
+        Kind.BILINEAR,
+        """matmul mm bmm linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""",
+    ),
 }

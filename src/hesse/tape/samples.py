@@ -40,6 +40,11 @@ class Samples:
             return tensor.movedim(at, lead)
         return tensor.unflatten(at, (self.outer, self.count, self.inner)).movedim(at + 1, lead)
 
+    def flat(self, tensor: Tensor, lead: int = 0) -> Tensor:
+        """The tensor as [*lead, count, f], with a row for every sample."""
+        first = self.first(tensor, lead)
+        return first.reshape(*first.shape[: lead + 1], -1)
+
     def back(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """The inverse of `first`."""
         if self.count == 1:

@@ -26,14 +26,22 @@ Path = list[tuple[Value, Local | None]]
 """The values from where a parameter enters up to the leaf, each with the view that made it."""
 
 
+_HELD = 2**24
+"""How many numbers of gradients by parameters are held at once."""
+
+
 class Entry(ABC):
     """A place where parameters enter linearly.
 
     Attributes:
         leaves: indices of the parameters.
+        place: the samples in the result.
+        size: coordinates of the parameters.
     """
 
     leaves: Sequence[int]
+    place: Samples
+    size: int
 
     @abstractmethod
     def gradients(self, columns: Tensor) -> Tensor:
@@ -52,9 +60,21 @@ class Entry(ABC):
         """Values like w as those of each parameter."""
 
     def factor(self, core: Tensor, columns: Tensor) -> Tensor:
-        """The diagonal of `Jᵀ Uᵀ C U J`."""
-        gradients = self.gradients(columns)
-        return (gradients * applied(core, gradients)).sum((0, 1))
+        """The diagonal of `Jᵀ Uᵀ C U J`: squared gradients, weighted by the eigenvalues of C."""
+        if core.dim() == 3:
+            core, turned = torch.linalg.eigh(core)
+            first = self.place.first(columns, 1)
+            columns = self.place.back(torch.einsum("qn...,nqr->rn...", first, turned), 1)
+        parts = []
+        for some, weights in zip(columns.split(self._chunk), core.T.split(self._chunk), strict=True):
+            squares = self.gradients(some).square_()
+            parts.append((weights.flatten() @ squares.reshape(weights.numel(), -1)).view(squares.shape[2:]))
+        return torch.stack(parts).sum(0)
+
+    @property
+    def _chunk(self) -> int:
+        """How many columns' gradients are held at once."""
+        return max(1, _HELD // (self.place.count * self.size))
 
     def diagonal(self, block: Block) -> dict[int, Tensor]:
         """The diagonal of `Jᵀ K J` for each parameter."""
@@ -70,7 +90,8 @@ class LayerEntry(Entry):
     """The weight and bias of a layer."""
 
     def __init__(self, layer: Layer) -> None:
-        self.leaves = layer.tensors
+        self.leaves, self.place = layer.tensors, layer.samples
+        self.size = layer.columns // layer.positions * layer.a.shape[-1]
         self._layer = layer
 
     def gradients(self, columns: Tensor) -> Tensor:
@@ -123,7 +144,8 @@ class Spread(Entry):
     def __init__(self, leaf: int, path: Path, place: Samples, slope: Tensor, trailing: int) -> None:
         """`trailing`: dimensions of the result after those of the parameter."""
         self.leaves = [leaf]
-        self._leaf, self._path, self._place = leaf, path, place
+        self._leaf, self._path = leaf, path
+        self.place, self.size = place, path[0][0].tensor.numel()
         own = list(path[0][0].tensor.shape)
         shape = [1] * (slope.dim() - len(own) - trailing) + own + [1] * trailing
         if place.count > 1:
@@ -134,12 +156,12 @@ class Spread(Entry):
 
     def gradients(self, columns: Tensor) -> Tensor:
         """Summed over all that the parameter is broadcast over but the samples."""
-        spread = self._place.first(columns, 1) * self._slope
+        spread = self.place.first(columns, 1) * self._slope
         return spread.sum_to_size(*spread.shape[:2], *self._shape)
 
     def squares(self, diagonal: Tensor) -> Tensor:
         """Elements that share a coordinate are only added up."""
-        return (self._place.first(diagonal) * self._slope.square()).sum_to_size(1, *self._shape).squeeze(0)
+        return (self.place.first(diagonal) * self._slope.square()).sum_to_size(1, *self._shape).squeeze(0)
 
     def dense(self, core: Tensor) -> Tensor:
         """The blocks of every coordinate, over pairs of the elements that it is broadcast over."""

@@ -50,7 +50,7 @@ class RowWise(Local):
         raise NotImplementedError
 
     def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The second derivative of every row, for an adjoint [N, R, d].
+        """The second derivative of every row, for an adjoint like the result.
 
         A diagonal [N, R, d], and weights [N, R] of the outer products of columns [N, R, d] with themselves.
         """
@@ -67,7 +67,7 @@ class RowWise(Local):
         (adjoint,), (value,) = adjoints, self.inputs
         if adjoint is None:
             return
-        diagonal, outer = self.bend(self.rows(adjoint))
+        diagonal, outer = self.bend(adjoint)
         yield Diagonal(self.like_input(diagonal), {value: None})
         cores, stacks = zip(*outer, strict=True)
         columns = torch.stack(stacks).transpose(1, 2)  # k, R, N, d
@@ -101,7 +101,7 @@ class Softmax(RowWise):
 
     def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """See `RowWise`."""
-        w = self.pull_rows(adjoint)
+        w = self.pull_rows(self.rows(adjoint))
         return w, _mutual(self._y, -w)
 
 
@@ -118,8 +118,38 @@ class LogSoftmax(Softmax):
 
     def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """See `RowWise`."""
-        total = adjoint.sum(-1)
+        total = self.rows(adjoint).sum(-1)
         return -total.unsqueeze(-1) * self._y, [(total, self._y)]
+
+
+class CrossEntropy(RowWise):
+    r"""Cross entropy, $-\langle t, \log \mathrm{softmax}(u) \rangle$ with targets t for every row.
+
+    With y the softmax and $m = \sum t$, the gradient is $m y - t$ and H is m times `diag(y) - y yᵀ`. Weights,
+    smoothing and what is ignored are all in t, so m is taken from the gradients at two other points.
+    """
+
+    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """By autograd."""
+        return Local.pull(self, columns)
+
+    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """See `RowWise`."""
+        (value,) = self.inputs
+        even = torch.zeros_like(self.rows(value.tensor.detach()))
+        lifted = even.clone()
+        lifted[..., 0] = math.log(self._size)
+        step = self._gradient(lifted, adjoint) - self._gradient(even, adjoint)
+        moved = lifted.softmax(-1) - even.softmax(-1)
+        m = (step * moved).sum(-1) / moved.square().sum(-1).clamp_min(torch.finfo(moved.dtype).tiny)
+        y = self.rows(self.call.arguments[0].detach()).softmax(-1)
+        return m.unsqueeze(-1) * y, [(-m, y)]
+
+    def _gradient(self, rows: Tensor, adjoint: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = self.like_input(rows).detach().requires_grad_()
+            result = self.call.again([leaf, *self.call.arguments[1:]])
+        return self.rows(torch.autograd.grad(result, leaf, adjoint)[0])
 
 
 class Normalised(RowWise):
@@ -159,7 +189,7 @@ class Normalised(RowWise):
 
     def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """See `RowWise`; the first part is `x pᵀ + p xᵀ` with `p = 3/2 m x - q`."""
-        x, q, square = self._x, self._projected(adjoint), self._s.square()
+        x, q, square = self._x, self._projected(self.rows(adjoint)), self._s.square()
         m = (q * x).mean(-1, keepdim=True)
         outer = _mutual(x, (1.5 * m * x - q) / (self._size * square))
         if self._centred:
@@ -279,6 +309,10 @@ def _softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> int | No
     return dim if dim is None else dim % _contents(input).dim()
 
 
+def _cross_entropy(input: Any, *_: Any, **__: Any) -> int:
+    return min(1, _contents(input).dim() - 1)
+
+
 _CLOSED: dict[str, tuple[Callable[..., Any], Callable[..., Local]]] = {
     "layer_norm": (_layer_norm, Normalised),
     "rms_norm": (_rms_norm, Normalised),
@@ -286,6 +320,7 @@ _CLOSED: dict[str, tuple[Callable[..., Any], Callable[..., Local]]] = {
     "batch_norm": (_batch_norm, FixedNorm),
     "softmax": (_softmax, Softmax),
     "log_softmax": (_softmax, LogSoftmax),
+    "cross_entropy": (_cross_entropy, CrossEntropy),
 }
 
 
@@ -294,7 +329,7 @@ def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Sam
     value = call.inputs.get(0)
     others = [held for position, held in call.inputs.items() if position > 0]
     name = canonical(call.name)
-    if name not in _CLOSED or value not in samples or any(held in samples for held in others):
+    if name not in _CLOSED or value is None or value not in samples or any(held in samples for held in others):
         return None
     signature, made = _CLOSED[name]
     arguments = list(call.arguments)

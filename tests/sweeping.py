@@ -47,7 +47,7 @@ def recorded(function, tensors, count):
 
 
 def swept(function, tensors, count):
-    """The diagonal of every covered leaf, by index."""
+    """The diagonal of every covered leaf, by index, and the probes of the sweep."""
     value, tape, samples = recorded(function, tensors, count)
     with sdpa_kernel(SDPBackend.MATH):
         return sweep.diagonal(sweep.route(tape, value, samples))
@@ -55,11 +55,18 @@ def swept(function, tensors, count):
 
 def check(function, tensors, count, covered=None):
     """The sweep equals plain double backward, for all tensors or the ones that must be covered."""
-    found = swept(function, tensors, count)
+    found, probes = swept(function, tensors, count)
     assert set(found) == set(range(len(tensors)) if covered is None else covered)
-    exact = hessian_matrix(function, tensors).diagonal().split([t.numel() for t in tensors])
+    matrix = hessian_matrix(function, tensors)
+    sizes = [t.numel() for t in tensors]
+    exact = matrix.diagonal().split(sizes)
     scale = max(e.abs().max().item() for e in exact) or 1.0
     for i, part in found.items():
         assert part.shape == tensors[i].shape
         error = (part.flatten() - exact[i]).abs().max().item() / scale
         assert error < 1e-9, (i, error)
+    blocks = [rows.split(sizes, 1) for rows in matrix.split(sizes)]
+    for probe in probes:
+        for j, computed in zip(probe.columns, probe.computed, strict=True):
+            product = sum(blocks[j][i] @ s.flatten() for i, s in zip(probe.rows, probe.signs, strict=True))
+            assert (computed.flatten() - product).abs().max().item() / matrix.abs().max().item() < 1e-9

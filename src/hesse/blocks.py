@@ -86,21 +86,6 @@ class Block:
     dense: Tensor | None = None
     factors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def times(self, vector: Tensor) -> Tensor:
-        """The block times a vector of the value's shape."""
-        by_sample = self.samples.first(vector)
-        flat = self.samples.flat(vector)
-        total = torch.zeros_like(flat)
-        if self.dense is not None:
-            total += (self.dense @ flat.unsqueeze(2)).squeeze(2)
-        for core, columns in self.factors:
-            u = self.samples.flat(columns, 1)
-            along = torch.einsum("rnf,nf->nr", u, flat)
-            along = core * along if core.dim() == 2 else (core @ along.unsqueeze(2)).squeeze(2)
-            total += torch.einsum("rnf,nr->nf", u, along)
-        result = self.samples.back(total.view_as(by_sample))
-        return result if self.diagonal is None else result + self.diagonal * vector
-
 
 def applied(core: Tensor, columns: Tensor) -> Tensor:
     """Core times columns [rank, N, *rest]."""

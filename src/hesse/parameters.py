@@ -36,11 +36,13 @@ class Entry(ABC):
     Attributes:
         leaves: indices of the parameters.
         place: the samples in the result.
+        like: a tensor like the result.
         size: coordinates of the parameters.
     """
 
     leaves: Sequence[int]
     place: Samples
+    like: Tensor
     size: int
 
     @abstractmethod
@@ -54,6 +56,18 @@ class Entry(ABC):
     @abstractmethod
     def dense(self, core: Tensor) -> Tensor:
         """The diagonal of `Jᵀ C J`, for blocks C [N, f, f]."""
+
+    @abstractmethod
+    def layout(self, stack: Tensor) -> Tensor:
+        """Columns [r, *result] in the order that `forward` gives: [r, N, f]."""
+
+    @abstractmethod
+    def forward(self, direction: Tensor) -> Tensor:
+        """J times a direction like w: [N, f]."""
+
+    @abstractmethod
+    def backward(self, vectors: Tensor) -> Tensor:
+        """`Jᵀ` times [N, f], summed over samples: like w."""
 
     @abstractmethod
     def split(self, values: Tensor) -> dict[int, Tensor]:
@@ -71,26 +85,49 @@ class Entry(ABC):
             parts.append((weights.flatten() @ squares.reshape(weights.numel(), -1)).view(squares.shape[2:]))
         return torch.stack(parts).sum(0)
 
+    def product(self, block: Block, direction: Tensor) -> Tensor:
+        """`Jᵀ K J` times a direction like w."""
+        w = self.forward(direction)
+        total = torch.zeros_like(w)
+        for core, columns in block.factors:
+            u = self.layout(columns)
+            along = applied(core, torch.einsum("rnf,nf->rn", u, w).unsqueeze(2)).squeeze(2)
+            total += torch.einsum("rnf,rn->nf", u, along)
+        if block.diagonal is not None:
+            total += self.layout(block.diagonal.unsqueeze(0))[0] * w
+        if block.dense is not None:
+            ordered = torch.empty_like(w)
+            ordered[:, self._order] = w
+            total += (block.dense @ ordered.unsqueeze(2)).squeeze(2)[:, self._order]
+        return self.backward(total)
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """Where the elements of one sample lie, in the order of `layout`."""
+        shape = self.place.first(self.like).shape
+        numbers = torch.arange(shape[1:].numel(), device=self.like.device).view(1, *shape[1:])
+        return self.layout(self.place.back(numbers.expand(shape)).unsqueeze(0))[0, 0]
+
     @property
     def _chunk(self) -> int:
         """How many columns' gradients are held at once."""
         return max(1, _HELD // (self.place.count * self.size))
 
-    def diagonal(self, block: Block) -> dict[int, Tensor]:
-        """The diagonal of `Jᵀ K J` for each parameter."""
+    def diagonal(self, block: Block) -> Tensor:
+        """The diagonal of `Jᵀ K J`, like w."""
         parts = [self.factor(core, columns) for core, columns in block.factors]
         if block.diagonal is not None:
             parts.append(self.squares(block.diagonal))
         if block.dense is not None:
             parts.append(self.dense(block.dense))
-        return self.split(torch.stack(parts).sum(0)) if parts else {}
+        return torch.stack(parts).sum(0) if parts else torch.zeros_like(self.backward(self.place.flat(self.like)))
 
 
 class LayerEntry(Entry):
     """The weight and bias of a layer."""
 
     def __init__(self, layer: Layer) -> None:
-        self.leaves, self.place = layer.tensors, layer.samples
+        self.leaves, self.place, self.like = layer.tensors, layer.samples, layer.gradient
         self.size = layer.columns // layer.positions * layer.a.shape[-1]
         self._layer = layer
 
@@ -114,11 +151,7 @@ class LayerEntry(Entry):
 
     def dense(self, core: Tensor) -> Tensor:
         """The blocks of every output by itself, over pairs of positions."""
-        z = self._layer.gradient
-        shape = self._layer.samples.first(z).shape
-        numbers = torch.arange(core.shape[1], device=core.device).view(1, 1, *shape[1:])
-        numbers = self._layer.samples.back(numbers.expand(1, *shape), 1)
-        order = self._layer.layout(numbers)[0, 0].permute(1, 2, 0)
+        order = self._order.view(self._layer.positions, self._layer.groups, -1).permute(1, 2, 0)
         if self._layer.positions == 1:
             return self._by_output(core.diagonal(dim1=1, dim2=2)[:, order.squeeze(-1)])
         return self._by_pairs(core[:, order.unsqueeze(-1), order.unsqueeze(-2)])
@@ -133,6 +166,19 @@ class LayerEntry(Entry):
         across = torch.einsum("ngots,nsgi->ngoti", pairs, a)
         return torch.einsum("ngoti,ntgi->goi", across, a)
 
+    def layout(self, stack: Tensor) -> Tensor:
+        """By position, group and output."""
+        return self._layer.layout(stack).flatten(2)
+
+    def forward(self, direction: Tensor) -> Tensor:
+        """The layer with another weight and bias."""
+        return torch.einsum("ntgi,goi->ntgo", self._layer.a, direction).flatten(1)
+
+    def backward(self, vectors: Tensor) -> Tensor:
+        """Outer products with the inputs."""
+        z = vectors.view(*self._layer.a.shape[:3], -1)
+        return torch.einsum("ntgo,ntgi->goi", z, self._layer.a)
+
     def split(self, values: Tensor) -> dict[int, Tensor]:
         """The weight's, and the bias's that is joined to it."""
         return self._layer.split(values)
@@ -145,7 +191,7 @@ class Spread(Entry):
         """`trailing`: dimensions of the result after those of the parameter."""
         self.leaves = [leaf]
         self._leaf, self._path = leaf, path
-        self.place, self.size = place, path[0][0].tensor.numel()
+        self.place, self.like, self.size = place, slope, path[0][0].tensor.numel()
         own = list(path[0][0].tensor.shape)
         shape = [1] * (slope.dim() - len(own) - trailing) + own + [1] * trailing
         if place.count > 1:
@@ -165,12 +211,12 @@ class Spread(Entry):
 
     def dense(self, core: Tensor) -> Tensor:
         """The blocks of every coordinate, over pairs of the elements that it is broadcast over."""
-        pairs = core[:, self._order.unsqueeze(2), self._order.unsqueeze(1)]
-        slope = self._slope.reshape(len(core), -1)[:, self._order]
+        pairs = core[:, self._shared.unsqueeze(2), self._shared.unsqueeze(1)]
+        slope = self._slope.reshape(len(core), -1)[:, self._shared]
         return torch.einsum("nwab,nwa,nwb->w", pairs, slope, slope).view(self._shape)
 
     @cached_property
-    def _order(self) -> Tensor:
+    def _shared(self) -> Tensor:
         """For every coordinate, its elements in one sample: [w, m]."""
         rest = self._slope.shape[1:]
         own = [d for d, size in enumerate(self._shape) if size > 1]
@@ -178,6 +224,18 @@ class Spread(Entry):
         numbers = torch.arange(rest.numel(), device=self._slope.device).view(rest)
         count = torch.Size(self._shape).numel()
         return numbers.permute(*own, *over).reshape(count, -1)
+
+    def layout(self, stack: Tensor) -> Tensor:
+        """As they lie."""
+        return self.place.flat(stack, 1)
+
+    def forward(self, direction: Tensor) -> Tensor:
+        """Broadcast, and times the slope."""
+        return (self._slope * direction).reshape(len(self._slope), -1)
+
+    def backward(self, vectors: Tensor) -> Tensor:
+        """Times the slope, and summed."""
+        return (vectors.view(self._slope.shape) * self._slope).sum_to_size(1, *self._shape).squeeze(0)
 
     def split(self, values: Tensor) -> dict[int, Tensor]:
         """Through the views that the parameter entered by, backwards."""

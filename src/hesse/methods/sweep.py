@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hesse.blocks import Block, CannotSweep, Curvature, Diagonal
 from hesse.parameters import Entry, entries
+from hesse.probe import Probe, random_signs
 from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.record import Call, Recorder, Value
@@ -156,12 +157,23 @@ def _pull_curvature(call: Local, curvature: Curvature) -> None:
         curvature.add(term)
 
 
-def diagonal(way: Route) -> dict[int, Tensor]:
-    """The Hessian's diagonal for every leaf that is covered."""
+def diagonal(way: Route) -> tuple[dict[int, Tensor], list[Probe]]:
+    """The Hessian's diagonal for every leaf that is covered, and what to check of it.
+
+    The check of an entry is its whole block, as it was read, times random signs.
+    """
     found: dict[int, Tensor] = {}
+    probes: list[Probe] = []
 
     def take(entry: Entry, block: Block) -> None:
-        found.update(entry.diagonal(block))
+        diagonal = entry.diagonal(block)
+        (signs,) = random_signs([diagonal])
+        parts, vector = entry.split(diagonal), entry.split(signs)
+        product = entry.split(entry.product(block, signs))
+        rows = list(parts)
+        norm = float(diagonal.norm())
+        probes.append(Probe(rows, rows, list(vector.values()), [product[i] for i in rows], norm))
+        found.update(parts)
 
     run(way, take)
-    return found
+    return found, probes

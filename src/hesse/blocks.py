@@ -13,7 +13,7 @@ each (`Diagonal`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -85,6 +85,14 @@ class Block:
     diagonal: Tensor | None = None
     dense: Tensor | None = None
     factors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+def crowded(rank: int, widths: Sequence[int]) -> bool:
+    """Are so many columns more than a dense block over values of these widths is worth?
+
+    A block over several values is soon pulled to fewer of them, so these may have more columns.
+    """
+    return rank > sum(widths) * len(widths)
 
 
 def applied(core: Tensor, columns: Tensor) -> Tensor:
@@ -169,14 +177,11 @@ class Curvature:
         return Factor(core, columns)
 
     def condense(self, growth: int) -> None:
-        """Make one dense term of all where `growth` more columns would be too many.
-
-        A block over several values is soon pulled to fewer of them, so these may have more columns.
-        """
+        """Make one dense term of all where `growth` more columns would be too many."""
         rank = growth + sum(t.rank for t in self.terms if isinstance(t, Factor))
         alive = list(dict.fromkeys(value for term in self.terms for value in _known(term)))
         width = sum(self.width(value) for value in alive)
-        if rank > width * len(alive):
+        if crowded(rank, [self.width(value) for value in alive]):
             starts, start = {}, 0
             for value in alive:
                 starts[value], start = Unit(start), start + self.width(value)

@@ -26,7 +26,7 @@ Path = list[tuple[Value, Local | None]]
 """The values from where a parameter enters up to the leaf, each with the view that made it."""
 
 
-_HELD = 2**24
+HELD = 2**24
 """How many numbers of gradients by parameters are held at once."""
 
 
@@ -56,6 +56,10 @@ class Entry(ABC):
     @abstractmethod
     def dense(self, core: Tensor) -> Tensor:
         """The diagonal of `Jᵀ C J`, for blocks C [N, f, f]."""
+
+    def work(self, rank: int) -> int:
+        """Multiplications and additions of reading a term of this rank."""
+        return 4 * rank * self.like.numel()
 
     @abstractmethod
     def layout(self, stack: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ class Entry(ABC):
     @property
     def _chunk(self) -> int:
         """How many columns' gradients are held at once."""
-        return max(1, _HELD // (self.place.count * self.size))
+        return max(1, HELD // (self.place.count * self.size))
 
     def diagonal(self, block: Block) -> Tensor:
         """The diagonal of `Jᵀ K J`, like w."""
@@ -120,7 +124,11 @@ class Entry(ABC):
             parts.append(self.squares(block.diagonal))
         if block.dense is not None:
             parts.append(self.dense(block.dense))
-        return torch.stack(parts).sum(0) if parts else torch.zeros_like(self.backward(self.place.flat(self.like)))
+        return (
+            torch.stack(parts).sum(0)
+            if parts
+            else torch.zeros_like(self.backward(self.place.flat(self.like)))
+        )
 
 
 class LayerEntry(Entry):
@@ -165,6 +173,14 @@ class LayerEntry(Entry):
         a = self._layer.a
         across = torch.einsum("ngots,nsgi->ngoti", pairs, a)
         return torch.einsum("ngoti,ntgi->goi", across, a)
+
+    def work(self, rank: int) -> int:
+        """By columns, or by pairs of positions."""
+        positions = self._layer.positions
+        pairs = 2 * self.like.numel() * positions * rank
+        return 2 * self.place.count * self.size * positions * min(rank, positions) + pairs * (
+            positions <= rank
+        )
 
     def layout(self, stack: Tensor) -> Tensor:
         """By position, group and output."""

@@ -15,7 +15,7 @@ parameter enters, $K_{vv}$ is there and is read (`parameters`). This is exact on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -77,8 +77,8 @@ def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]
     loss = tape.value_of(value)
     if tape.hidden:
         raise CannotSweep(tape.hidden)
-    places = {value: place for value, place in samples.items() if place is not None}
     calls = _leading_to(loss, tape.calls)
+    places = _placed(calls, samples)
     uses = Counter(value for call in calls for value in call.inputs.values())
     wanted: set[Value] = set()
     steps = []
@@ -92,6 +92,26 @@ def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]
     if not any(step.entries for step in steps):
         raise CannotSweep("no parameter enters linearly, and only once, where samples are apart")
     return Route(loss, steps[::-1], places)
+
+
+def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> dict[Value, Samples]:
+    """The samples in all values that have any.
+
+    A value that did not change when samples upstream did (a ReLU may be dead for just these) has them
+    where an argument of its shape has.
+    """
+    places: dict[Value, Samples] = {}
+    for call in calls:
+        inputs = {value.tensor.shape: places[value] for value in call.inputs.values() if value in places}
+        for value in call.outputs:
+            place = samples[value]
+            if place is None and inputs:
+                place = inputs.get(value.tensor.shape)
+                if place is None:
+                    raise CannotSweep(f"where the samples are in the result of {call.name} cannot be told")
+            if place is not None:
+                places[value] = place
+    return places
 
 
 def _leading_to(loss: Value, calls: list[Call]) -> list[Call]:

@@ -12,6 +12,7 @@ from hesse.tape.samples import Samples
 
 _CLASSES: dict[Kind, type[Local]] = {
     Kind.SEPARABLE: Separable,
+    Kind.PIECEWISE: Elementwise,
     Kind.ELEMENTWISE: Elementwise,
     Kind.BILINEAR: Bilinear,
 }

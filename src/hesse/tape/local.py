@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from hesse.blocks import CannotSweep, Diagonal, Factor, Unit
 from hesse.runtime.isolation import writes_to_first
 from hesse.tape.record import Call, Value
-from hesse.tape.rules import Kind, canonical, kind_of
+from hesse.tape.rules import TABLE, Kind, canonical, kind_of
 from hesse.tape.samples import Samples
 
 
@@ -40,6 +40,16 @@ class Local:
     def keeps(self, term: Diagonal) -> bool:
         """Is the term pulled through this call still a diagonal one?"""
         return self.kind is Kind.VIEW and len(term.scales) == 1 and len(self.inputs) == 1
+
+    @property
+    def unknown(self) -> bool:
+        """Is the call in no table, so that its derivatives are taken by autograd?"""
+        return type(self) is Local and canonical(self.call.name) not in TABLE
+
+    def added(self) -> tuple[bool, int]:
+        """What `curvature` may add, from shapes alone: a diagonal, and how many columns."""
+        linear = self.kind in (Kind.VIEW, Kind.LINEAR)
+        return False, 0 if linear else sum(self._width(value) for value in self.inputs)
 
     def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
         """The parameters that are broadcast over the result and multiplied by a slope.
@@ -173,6 +183,11 @@ class Local:
 class Separable(Local):
     """A sum of elements, each of which depends on one element of every input."""
 
+    def added(self) -> tuple[bool, int]:
+        """A diagonal, if the pieces are not straight."""
+        others = len(self.call.inputs) == len(self.inputs) == 1 and canonical(self.call.name) == "mul"
+        return self.kind is not Kind.PIECEWISE and not others, 0
+
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
         """A diagonal for every input, and for every pair of inputs."""
         (adjoint,) = adjoints
@@ -288,6 +303,12 @@ class Elementwise(Separable):
 class Bilinear(Local):
     """Linear in each of two inputs: only the cross block."""
 
+    def added(self) -> tuple[bool, int]:
+        """Two columns for each of the narrower input."""
+        if len(self.inputs) > 2:
+            return super().added()
+        return False, 2 * min(map(self._width, self.inputs)) if len(self.inputs) == 2 else 0
+
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
         """Columns of the narrower input, and what they are for the other one."""
         if len(self.inputs) != 2:
@@ -307,6 +328,10 @@ class Bilinear(Local):
 
 class LinearMap(Local):
     """A linear layer as a function of its input."""
+
+    def added(self) -> tuple[bool, int]:
+        """Nothing."""
+        return False, 0
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the weight; columns that are the same for all samples only once."""

@@ -20,7 +20,13 @@ from hesse.tape.samples import Samples
 
 
 class RowWise(Local):
-    """A call of one input whose rows do not touch: [N, R, d], R rows of d elements in every sample."""
+    """A call of one input whose rows do not touch: [N, R, d], R rows of d elements in every sample.
+
+    Attributes:
+        outer: how many columns the second derivative of a row has beside its diagonal.
+    """
+
+    outer: int
 
     def __init__(self, call: Call, value: Value, samples: Samples, dim: int | None, size: int = 0) -> None:
         """Rows lie along dimension `dim` of the input, or are runs of `size` elements behind the samples."""
@@ -44,6 +50,10 @@ class RowWise(Local):
         """The inverse of `rows`."""
         moved = rows.reshape(*rows.shape[: lead + 1], *self._moved)
         return self._place.back(moved.movedim(-1, lead + 1 + self._axis), lead)
+
+    def added(self) -> tuple[bool, int]:
+        """A diagonal, and few columns for every row."""
+        return True, self.outer * sum(self._width(value) // self._size for value in self.inputs)
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         """Cotangents [r, N, R, d] times the Jacobian."""
@@ -91,6 +101,8 @@ def _mutual(one: Tensor, other: Tensor) -> list[tuple[Tensor, Tensor]]:
 class Softmax(RowWise):
     r"""$y = \mathrm{softmax}(u)$: with $w = y (g - \langle g, y \rangle)$, H is `diag(w) - w yᵀ - y wᵀ`."""
 
+    outer = 2
+
     @cached_property
     def _y(self) -> Tensor:
         return self.rows(self.outputs[0].tensor.detach())
@@ -107,6 +119,8 @@ class Softmax(RowWise):
 
 class LogSoftmax(Softmax):
     r"""With y the softmax: $J^T g = g - y \sum g$, and H is $-\sum g$ times `diag(y) - y yᵀ`."""
+
+    outer = 1
 
     @cached_property
     def _y(self) -> Tensor:
@@ -128,6 +142,8 @@ class CrossEntropy(RowWise):
     With y the softmax and $m = \sum t$, the gradient is $m y - t$ and H is m times `diag(y) - y yᵀ`. Weights,
     smoothing and what is ignored are all in t, so m is taken from the gradients at two other points.
     """
+
+    outer = 1
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """By autograd."""
@@ -159,6 +175,8 @@ class Normalised(RowWise):
 
     $$J^T g = (q - m x) / s, \qquad H = \bigl(3 m\, x x^T / d - (q x^T + x q^T) / d - m P \bigr) / s^2.$$
     """
+
+    outer = 3
 
     def __init__(self, call: Call, value: Value, samples: Samples, norm: Norm) -> None:
         super().__init__(call, value, samples, None, norm.size)
@@ -257,6 +275,10 @@ class FixedNorm(Elementwise):
         """Weight and bias."""
         return self._norm.spread(self._normalised)
 
+    def added(self) -> tuple[bool, int]:
+        """Nothing."""
+        return False, 0
+
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
         """None."""
         return iter(())
@@ -329,7 +351,12 @@ def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Sam
     value = call.inputs.get(0)
     others = [held for position, held in call.inputs.items() if position > 0]
     name = canonical(call.name)
-    if name not in _CLOSED or value is None or value not in samples or any(held in samples for held in others):
+    if (
+        name not in _CLOSED
+        or value is None
+        or value not in samples
+        or any(held in samples for held in others)
+    ):
         return None
     signature, made = _CLOSED[name]
     arguments = list(call.arguments)

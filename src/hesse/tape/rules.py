@@ -18,6 +18,7 @@ class Kind(Enum):
 
     VIEW = "every element of the result is one element of the argument, none of them twice"
     LINEAR = "linear in all of its arguments together"
+    PIECEWISE = "elementwise, and of straight pieces, without curvature"
     ELEMENTWISE = "after broadcasting, every element of the result comes from one element of each argument"
     SEPARABLE = "a sum of elements, each from one element of every argument"
     BILINEAR = "linear in each of two arguments"
@@ -63,9 +64,9 @@ TABLE: dict[str, Kind] = {
     **_rows(
         Kind.VIEW,
         """view reshape view_as reshape_as flatten unflatten squeeze unsqueeze transpose swapaxes swapdims t
-        permute movedim moveaxis T mT adjoint contiguous clone alias chunk split tensor_split unbind narrow
+        permute movedim moveaxis T mT adjoint contiguous clone chunk split tensor_split unbind narrow
         select getitem diagonal flip roll pixel_shuffle pixel_unshuffle channel_shuffle to float
-        double type positive""",
+        double type""",
     ),
     **_rows(
         Kind.LINEAR,
@@ -74,12 +75,15 @@ TABLE: dict[str, Kind] = {
         tril triu index_select gather nll_loss""",
     ),
     **_rows(
+        Kind.PIECEWISE,
+        """add sub neg relu relu6 leaky_relu hardtanh softshrink hardshrink threshold abs clamp
+        clamp_min clamp_max where masked_fill maximum minimum""",
+    ),
+    **_rows(
         Kind.ELEMENTWISE,
-        """add sub mul div neg pow square sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh
-        tanh asin acos atan asinh acosh atanh sigmoid logsigmoid erf erfc relu relu6 leaky_relu elu selu celu
-        gelu silu mish softplus softsign hardtanh hardsigmoid hardswish tanhshrink softshrink hardshrink
-        threshold abs clamp clamp_min clamp_max where masked_fill maximum minimum reciprocal lerp addcmul
-        addcdiv atan2 logaddexp xlogy sinc""",
+        """mul div pow square sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin
+        acos atan asinh acosh atanh sigmoid log_sigmoid erf erfc elu selu celu gelu silu mish softplus softsign
+        hardswish tanhshrink reciprocal lerp addcmul addcdiv atan2 logaddexp xlogy sinc""",
     ),
     **_rows(
         Kind.SEPARABLE,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse.tape.layers import LayerCall, layer_call
-from hesse.tape.record import Call, Recorder
+from hesse.tape.record import Call, Recorder, Value
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Samples:
             return tensor.movedim(at, lead)
         split = (*tensor.shape[:at], self.outer, self.count, self.inner, *tensor.shape[at + 1 :])
         return tensor.reshape(split).movedim(at + 1, lead)
+
+    def flat(self, tensor: Tensor, lead: int = 0) -> Tensor:
+        """The tensor as [*lead, count, f], with a row for every sample."""
+        first = self.first(tensor, lead)
+        return first.reshape(*first.shape[: lead + 1], -1)
 
     def back(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """The inverse of `first`."""
@@ -140,7 +145,7 @@ def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
     for dim, size in enumerate(changed.shape):
         if size % count:
             continue
-        along = changed.movedim(dim, 0).flatten(1).any(1)
+        along = changed.movedim(dim, 0).reshape(size, -1).any(1)
         for outer in (1, size // count):  # flattened with the samples in front, or behind
             inner = size // count // outer
             places = Samples(count, dim, outer, inner)
@@ -169,3 +174,19 @@ def _masked(noise: Tensor, samples: Samples, which: Tensor) -> Tensor:
     first = samples.first(noise)
     mask = which.to(noise).view(-1, *(1,) * (first.dim() - 1))
     return samples.back(first * mask)
+
+
+def everywhere(before: Recorder, after: Recorder, which: Tensor) -> dict[Value, Samples | None] | None:
+    """Where the samples are in every value of a tape, from the tape of the perturbed evaluation.
+
+    Returns:
+        None where the two tapes are not of the same calls.
+    """
+    if [call.func for call in before.calls] != [call.func for call in after.calls]:
+        return None
+    places: dict[Value, Samples | None] = {}
+    for one, other in zip(before.calls, after.calls, strict=True):
+        for value, changed in zip(one.outputs, other.outputs, strict=True):
+            # Of one that was overwritten the later contents serve as well.
+            places[value] = found(value.tensor, changed.tensor, which)
+    return places

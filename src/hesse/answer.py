@@ -81,8 +81,7 @@ def answer(
     progress = Progress(options.progress)
     with random_state_kept(), progress:
         first = explore(problem, layers=whole is None)
-        samples = first.samples if whole is None else None
-        with evaluated(problem, strict, create_graph, samples) as gradient:
+        with evaluated(problem, strict, create_graph, first if whole is None else None) as gradient:
             require_deterministic(first.value, gradient.value)
             trouble = first_non_finite(problem, gradient)
             if trouble:
@@ -106,7 +105,7 @@ def plan_for(question: str, problem: Problem, options: Options) -> Plan:
     budget = Budget(options.memory, problem.tensors[0].device)
     with random_state_kept():
         first = explore(problem, layers=True)
-        with evaluated(problem, samples=first.samples) as gradient:
+        with evaluated(problem, found=first) as gradient:
             require_deterministic(first.value, gradient.value)
             workspace = max(0, budget.left() - planning.answer_bytes(question, problem))
             meter = Meter(gradient, first.seconds)

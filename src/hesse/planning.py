@@ -205,7 +205,7 @@ def make(
     found: dict[str, _Option | str] = dict(refused or {})
     for other in METHODS:
         if other not in found:
-            sought = name in ("auto", other) or other == "dense"
+            sought = name in ("auto", "sweep", other) or other == "dense"
             planned = method.by(other) if isinstance(method, Plan) else None
             found[other] = (
                 _OPTIONS[other](question, problem, meter, workspace, planned) if sought else "not asked for"
@@ -215,7 +215,7 @@ def make(
         missing = method.by(name) - options[name].shares.keys() if name in options else method.by(name)
         if missing and name != "dense":
             raise ArgumentError(
-                f"method is a plan that takes {problem.names[min(missing)]} by {name}, which does not apply here "
+                f"method is a plan that takes {problem.names[min(missing)]} by {name}, which does not apply "
                 f"({found[name] if name not in options else 'it is used in another way'}); make a new plan "
                 f"with hesse.plan"
             )
@@ -224,7 +224,8 @@ def make(
         way: (meter.preparation + option.cost + checks[way]).seconds for way, option in options.items()
     }
     fitting = [way for way in options if options[way].cost.bytes <= workspace] or ["dense"]
-    best = min(fitting, key=seconds.__getitem__) if name == "auto" else name if name in options else "dense"
+    # A method that is asked for and does not apply gives way to the best that does.
+    best = name if name in options else min(fitting, key=seconds.__getitem__)
     chosen = options[best]
     without = next((why for way, why in found.items() if isinstance(why, str) and way != "dense"), "")
     return Plan(

@@ -28,7 +28,7 @@ from hesse.probe import Probe, random_signs
 from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.record import Call, Recorder, Value
-from hesse.tape.samples import Samples
+from hesse.tape.samples import ONE_SAMPLE, Samples
 
 Take = Callable[[Entry, Block], None]
 """What to do with the curvature of a call's result where parameters enter."""
@@ -72,7 +72,7 @@ class Route:
         return [entry for step in self.steps for entry in step.entries]
 
     def probed(self, leaves: Set[int]) -> list[Entry]:
-        """The entries whose blocks are checked: the last one, which all of the walk leads to, and two others."""
+        """The entries that are checked: the last one, which all of the walk leads to, and two others."""
         own = [entry for entry in self.entries if not leaves.isdisjoint(entry.leaves)]
         others = random.Random(6).sample(own[:-1], min(2, len(own[:-1])))
         return [*others, *own[-1:]]
@@ -118,7 +118,8 @@ def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> d
         for value in call.outputs:
             place = samples.get(value)
             if place is None and inputs:
-                place = inputs.get(value.tensor.shape)
+                whole = ONE_SAMPLE if value.tensor.numel() == 1 else None  # a mean hardly changes
+                place = inputs.get(value.tensor.shape, whole)
                 if place is None:
                     raise CannotSweep(f"where the samples are in the result of {call.name} cannot be told")
             if place is not None:

@@ -106,7 +106,8 @@ def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> d
         for value in call.outputs:
             place = samples[value]
             if place is None and inputs:
-                place = inputs.get(value.tensor.shape)
+                few = any(value.tensor.numel() % other.count for other in inputs.values())
+                place = Samples() if few else inputs.get(value.tensor.shape)
                 if place is None:
                     raise CannotSweep(f"where the samples are in the result of {call.name} cannot be told")
             if place is not None:

@@ -43,7 +43,13 @@ def recorded(function, tensors, count):
         perturb = Perturb(leaves, count)
         with perturb, after:
             function(*leaves)
-    return value, before, everywhere(before, after, perturb.which)
+    found = everywhere(before.calls, after.calls, perturb.which)
+    places = {
+        value: place
+        for call, those in zip(before.calls, found, strict=True)
+        for value, place in zip(call.outputs, those, strict=True)
+    }
+    return value, before, places
 
 
 def swept(function, tensors, count):

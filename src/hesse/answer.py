@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+from hesse import planning
 from hesse.certificate import Certificate, certify
+from hesse.cost import Meter
 from hesse.errors import BudgetError, CertificateWarning, NonFiniteWarning, warn
+from hesse.explore import explore
 from hesse.finite import first_non_finite
 from hesse.gradient import (
     Gradient,
-    evaluate_again,
     evaluated,
     require_deterministic,
 )
-from hesse.layers import Diagonal, Layer, Matrix
 from hesse.methods import dense, taps
-from hesse.plan import Plan, answer_bytes, choose, may_tap
+from hesse.planning import Plan
+from hesse.probe import Probe
 from hesse.problem import Problem
 from hesse.runtime.isolation import random_state_kept
 from hesse.runtime.memory import Budget, bytes_per_column, show
@@ -66,8 +70,8 @@ def answer(
 ) -> Any:
     """Answer "hessian", "blocks" or "diagonal"; `pack` makes the caller's container of the parts."""
     began = time.perf_counter()
-    taps_wanted = may_tap(question, options.method) and not create_graph
-    size = answer_bytes(question, problem)
+    whole = _whole(question, problem, options.method, create_graph)
+    size = planning.answer_bytes(question, problem)
     budget = Budget(options.memory, problem.tensors[0].device)
     if size > budget.total:
         raise BudgetError(
@@ -76,18 +80,46 @@ def answer(
         )
     progress = Progress(options.progress)
     with random_state_kept(), progress:
-        first = evaluate_again(problem)
-        with evaluated(problem, strict, create_graph, tapped=taps_wanted) as gradient:
-            require_deterministic(first, gradient.value)
+        first = explore(problem, layers=whole is None)
+        with evaluated(problem, strict, create_graph, first if whole is None else None) as gradient:
+            require_deterministic(first.value, gradient.value)
             trouble = first_non_finite(problem, gradient)
             if trouble:
                 warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
-            work = _Work(question, problem, gradient, budget.left() - size, progress, create_graph)
-            parts, certificate, passes, plan = work.certified(options.check and not trouble)
+            check = options.check and not trouble
+            workspace = budget.left() - size
+            meter = Meter(gradient, first.seconds)
+            plan = planning.make(question, problem, meter, options.method, workspace, check, whole)
+            work = _Work(question, problem, gradient, meter, workspace, progress, create_graph)
+            parts, certificate, plan = work.certified(plan, check)
+    passes = progress.done + (certificate.probes if certificate else 0)
     value = pack(parts)
     if not options.full_output:
         return value
     return Result(value, plan, certificate, passes, time.perf_counter() - began)
+
+
+def plan_for(question: str, problem: Problem, options: Options) -> Plan:
+    """The plan for "hessian", "blocks" or "diagonal", without the answer."""
+    whole = _whole(question, problem, options.method, create_graph=False)
+    budget = Budget(options.memory, problem.tensors[0].device)
+    with random_state_kept():
+        first = explore(problem, layers=True)
+        with evaluated(problem, found=first) as gradient:
+            require_deterministic(first.value, gradient.value)
+            workspace = max(0, budget.left() - planning.answer_bytes(question, problem))
+            meter = Meter(gradient, first.seconds)
+            return planning.make(question, problem, meter, options.method, workspace, options.check, whole)
+
+
+def _whole(question: str, problem: Problem, method: str | Plan, create_graph: bool) -> str | None:
+    """Why the function is taken as a whole, without a look at its structure."""
+    name = planning.wanted(method)
+    if isinstance(method, Plan):
+        method.require_fit(question, problem)
+    if create_graph:
+        return "create_graph=True keeps every step on one graph"
+    return "not asked for" if name == "dense" else None
 
 
 _LESS_THAN = {
@@ -104,26 +136,24 @@ class _Work:
     question: str
     problem: Problem
     gradient: Gradient
+    meter: Meter
     workspace: int
     progress: Progress
     create_graph: bool
 
-    def certified(self, check: bool) -> tuple[list[Any], Certificate | None, int, Plan]:
-        """Answer in the fastest way; where the check fails, in the next one that assumes less."""
-        layers = self.gradient.layers
-        passes = 0
+    def certified(self, plan: Plan, check: bool) -> tuple[list[Any], Certificate | None, Plan]:
+        """Answer as planned; where the check fails, in the next way that assumes less."""
         ways = dense.ways(self.question, self.gradient)
-        attempts = [(layers, ways[0])] if layers else []
-        attempts += [([], way) for way in ways]
-        for layers, way in attempts:
-            plan = choose(self.question, self.problem, self.gradient, layers)
+        attempts = [(plan, ways[0])] if plan.method != "dense" else []
+        if attempts:
+            plain = planning.make(self.question, self.problem, self.meter, "dense", self.workspace, check)
+        attempts += [(plain if attempts else plan, way) for way in ways]
+        for plan, way in attempts:
             self.progress.expect(plan.passes)
-            parts, probes = self._run(layers, way, check)
-            passes += plan.passes
+            parts, probes = self._run(plan, way, check)
             if not check:
-                return parts, None, passes, plan
+                return parts, None, plan
             certificate = certify(self.gradient, probes)
-            passes += certificate.probes
             if certificate.passed:
                 break
             if not math.isfinite(certificate.deviation):
@@ -132,37 +162,38 @@ class _Work:
                     f"the {self.question} holds a NaN or an infinity, though the gradient is finite",
                 )
                 break
-            last = not layers and not way.batched
-            warn(
-                CertificateWarning,
-                f"the {self.question} computed {'by taps' if layers else way} deviates from plain "
-                f"autograd by {certificate.deviation:.2g}, where rounding explains "
-                f"{certificate.bound:.2g}; "
-                + (
-                    "func is ill-conditioned in this dtype, or its backward is not deterministic"
-                    if last
-                    else "it is computed again with fewer assumptions"
-                )
-                + (
-                    " (a Hessian that is not symmetric comes from a hook, a custom backward or an error in "
-                    "torch's own)"
-                    if way.symmetric
-                    else ""
-                ),
-            )
-        return parts, certificate, passes, plan
+            self._warn_of(plan, way, certificate)
+        return parts, certificate, plan
 
-    def _run(
-        self, layers: Sequence[Layer], way: dense.Way, check: bool
-    ) -> tuple[list[Any], list[Probe]]:
-        """The layers by taps and all other tensors by one product per coordinate."""
-        known, probes = {}, []
+    def _warn_of(self, plan: Plan, way: dense.Way, certificate: Certificate) -> None:
+        by = str(way) if plan.method == "dense" else f"by {plan.method}"
+        if plan.method == "dense" and not way.batched:
+            next_step = "func is ill-conditioned in this dtype, or its backward is not deterministic"
+        else:
+            next_step = "it is computed again with fewer assumptions"
+        hint = (
+            " (a Hessian that is not symmetric comes from a hook, a custom backward or an error in "
+            "torch's own)"
+            if way.symmetric
+            else ""
+        )
+        warn(
+            CertificateWarning,
+            f"the {self.question} computed {by} deviates from plain autograd by "
+            f"{certificate.deviation:.2g}, where rounding explains {certificate.bound:.2g}; "
+            f"{next_step}{hint}",
+        )
+
+    def _run(self, plan: Plan, way: dense.Way, check: bool) -> tuple[list[Any], list[Probe]]:
+        """The planned tensors by taps and all others by one product per coordinate."""
+        known: Mapping[Any, Tensor] = {}
+        probes: list[Probe] = []
+        layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
         if layers:
-            store = Diagonal(layers) if self.question == "diagonal" else Matrix(layers, within=self.question == "blocks")
-            taps.run(store, layers, self.gradient, self.workspace, self.progress)
-            known = store.parts()
-            if self.question == "diagonal":
-                probes = store.probes()
+            answer = taps.answer_to(self.question, layers)
+            taps.run(answer, layers, self.gradient, self.workspace, self.progress)
+            known = answer.parts()
+            probes = answer.probes()
         outcome = dense.run(
             self.question,
             self.gradient,

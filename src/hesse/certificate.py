@@ -17,7 +17,6 @@ from hesse.gradient import Gradient
 from hesse.probe import Probe
 
 
-
 @dataclass(frozen=True)
 class Certificate:
     """What the check of a result found.

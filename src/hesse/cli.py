@@ -1,4 +1,4 @@
-"""The command line: `hesse diagonal|hessian|trace TARGET` and `hesse demo`."""
+"""The command line: `hesse diagonal|hessian|trace|plan TARGET` and `hesse demo`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import hesse
+from hesse.answer import Options, plan_for
 from hesse.errors import HesseError, HesseWarning
 from hesse.problem import from_function, from_model
 from hesse.report import figures, save
@@ -152,6 +153,35 @@ def trace(**request: Any) -> None:
     The table shows what each tensor contributes.
     """
     _ask("trace", **request)
+
+
+@main.command(epilog=_TARGET.split("ask\n")[0] + "say\n  hesse plan net.py:problem --question diagonal\n")
+@click.argument("target")
+@click.option(
+    "--question",
+    type=click.Choice(["diagonal", "blocks", "hessian", "trace"]),
+    default="diagonal",
+    show_default=True,
+    help="What would be asked.",
+)
+@click.option("--memory", metavar="SIZE", help="Memory to work in, say 2GiB. [default: half of the free]")
+@click.option("--dtype", type=click.Choice(["float64", "float32"]), help="Compute in this precision.")
+@click.option("--method", default="auto", show_default=True, metavar="NAME", help="How to compute it.")
+@click.option("--no-check", is_flag=True, help="Leave the check out of the plan.")
+def plan(
+    target: str, question: str, memory: str | None, dtype: str | None, method: str, no_check: bool
+) -> None:
+    """What a question would take, without answering it.
+
+    The table compares the methods (passes, operations, memory, predicted seconds), says which one is
+    chosen and why, and how each tensor is answered.
+    """
+    with _found(target) as problem:
+        if dtype:
+            _cast(problem, getattr(torch, dtype))
+        known = from_model(*problem) if len(problem) == 4 else from_function(*problem)
+        options = Options(method, not no_check, memory)
+        click.echo(plan_for("diagonal" if question == "trace" else question, known, options))
 
 
 @main.command(epilog="\b\nExample:\n  hesse demo --out hesse-demo")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ from hesse.errors import (
     NotTwiceDifferentiableError,
     OutputError,
 )
-from hesse.problem import Problem
-from hesse.runtime.graph import nodes
-from hesse.runtime.isolation import Watch, isolated
 from hesse.layers import Layer
-from hesse.tape.layers import LayerCall, layer_call, tappable
-from hesse.tape.record import Recorder
-from hesse.tape.samples import ONE_SAMPLE, Perturbing, Samples, noticed
+from hesse.problem import Problem
+from hesse.runtime.graph import made, nodes
+from hesse.runtime.isolation import Watch, isolated
+from hesse.tape.layers import layer_call, tappable
+from hesse.tape.record import Call, Recorder, Value
+from hesse.tape.samples import ONE_SAMPLE, Exploration, Samples
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Gradient:
         leaves: the tensors that were differentiated by.
         parts: the gradient by each leaf; None where a leaf has no influence or requires no grad.
         symmetric: nothing was met that could make the derivative of the gradient asymmetric.
-        layers: the layers that can be tapped, in their order, where they were asked for.
+        layers: the layers that can be tapped, in their order.
+        tape: the calls of the evaluation, where structure was looked for.
+        places: where the samples are in the values of the tape, of those that have to do with them.
+        apart: why a weight of a layer cannot be tapped, by its index.
     """
 
     value: Tensor
@@ -45,11 +48,39 @@ class Gradient:
     parts: tuple[Tensor | None, ...]
     symmetric: bool
     layers: tuple[Layer, ...] = ()
+    tape: Recorder | None = None
+    places: Mapping[Value, Samples] = field(default_factory=dict)
+    apart: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def curved(self) -> list[int]:
         """Indices of the tensors whose gradient is not constant; all others have zero rows."""
         return [i for i, part in enumerate(self.parts) if part is not None and part.requires_grad]
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """The calls on the tape."""
+        return self.tape.calls if self.tape else ()
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """All gradients that products start from."""
+        parts = [part for i in self.curved if (part := self.parts[i]) is not None]
+        return [*parts, *(layer.gradient for layer in self.layers)]
+
+    def made(self, index: int) -> int:
+        """When the gradient by a tensor was made."""
+        part = self.parts[index]
+        return made(None if part is None else part.grad_fn)
+
+    def first_use(self, index: int) -> int:
+        """When a tensor was first used, as far as the tape tells."""
+        uses = (
+            made(call.outputs[0].edge.node)
+            for call in self.calls
+            if any(value.leaf == index for value in call.inputs.values())
+        )
+        return next(uses, 0)
 
     def product(
         self,
@@ -116,14 +147,18 @@ class Gradient:
 
 @contextmanager
 def evaluated(
-    problem: Problem, strict: bool = False, create_graph: bool = False, tapped: bool = False
+    problem: Problem,
+    strict: bool = False,
+    create_graph: bool = False,
+    found: Exploration | None = None,
 ) -> Iterator[Gradient]:
     """Evaluate the problem and its gradient; the caller's state is put back when the block ends.
 
-    `tapped`: find the linear layers, and take the gradient by their outputs too.
+    `found`: what a first look has found. With it the calls are recorded and the gradient is taken by the
+    outputs of the layers too.
     """
     with isolated(third_order=create_graph) as watch, errors_explained():
-        yield _differentiate(problem, watch, strict, create_graph, tapped)
+        yield _differentiate(problem, watch, strict, create_graph, found)
 
 
 def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tensor:
@@ -143,12 +178,6 @@ def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tens
     return value
 
 
-def evaluate_again(problem: Problem) -> Tensor:
-    """The value by an evaluation of its own; random numbers go on from where they are."""
-    with isolated() as watch, errors_explained():
-        return evaluate(problem, problem.leaves(), watch).detach()
-
-
 def require_deterministic(value: Tensor, again: Tensor) -> None:
     """Raise where two evaluations at the same point differ by more than rounding."""
     tolerance = 100 * torch.finfo(value.dtype).eps
@@ -161,7 +190,7 @@ def require_deterministic(value: Tensor, again: Tensor) -> None:
 
 
 def _differentiate(
-    problem: Problem, watch: Watch, strict: bool, create_graph: bool, tapped: bool
+    problem: Problem, watch: Watch, strict: bool, create_graph: bool, found: Exploration | None
 ) -> Gradient:
     leaves = problem.leaves(connected=create_graph)
     if strict:
@@ -171,7 +200,7 @@ def _differentiate(
                     f"{name} does not require grad; call {name}.requires_grad_() or use strict=False"
                 )
     recorder = Recorder(leaves)
-    with recorder if tapped else nullcontext():
+    with nullcontext() if found is None else recorder:
         value = evaluate(problem, leaves, watch)
     active = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
     if not value.requires_grad and watch.ungraphed is not None:
@@ -191,17 +220,22 @@ def _differentiate(
             )
     parts: list[Tensor | None] = [None] * len(leaves)
     layers: list[Layer] = []
+    apart: dict[int, str] = {}
     if value.requires_grad and active:
-        calls = tappable(filter(None, map(layer_call, recorder.calls)), value, leaves)
+        samples = found.samples if found else {}
+        calls, apart = tappable(filter(None, map(layer_call, recorder.calls)), value, leaves)
         by: list[Any] = [*(leaves[i] for i in active), *(call.output.edge for call in calls)]
-        found = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
         seen = {
             call: part
-            for call, part in zip(calls, found[len(active) :], strict=True)
+            for call, part in zip(calls, gradients[len(active) :], strict=True)
             if part is not None and part.requires_grad
         }
-        layers = _located(problem, recorder, seen) if seen else []
-        for i, part in zip(active, found[: len(active)], strict=True):
+        layers = sorted(
+            (Layer(call, samples.get(call.order, ONE_SAMPLE), part) for call, part in seen.items()),
+            key=lambda layer: layer.call.order,
+        )
+        for i, part in zip(active, gradients[: len(active)], strict=True):
             parts[i] = part
             if strict and part is None:
                 raise IndependentError(
@@ -209,43 +243,28 @@ def _differentiate(
                     f"strict=False, which gives zeros"
                 )
     mixed = len({leaf.dtype for leaf in leaves}) > 1
-    return Gradient(value, leaves, tuple(parts), not customs and not mixed, tuple(layers))
+    return Gradient(
+        value,
+        leaves,
+        tuple(parts),
+        not customs and not mixed,
+        tuple(layers),
+        None if found is None else recorder,
+        _placed(recorder, found),
+        apart,
+    )
 
 
-def _located(problem: Problem, recorder: Recorder, seen: dict[LayerCall, Tensor]) -> list[Layer]:
-    """Find the samples in the layers, given with the gradients by their outputs."""
-    calls = sorted(seen, key=lambda call: call.order)
-    best: list[Samples] = [ONE_SAMPLE] * len(calls)
-    for dim in (0, 1):
-        places = _places(problem, recorder, calls, [seen[call].detach() for call in calls], dim)
-        if sum(p.count > 1 for p in places) > sum(p.count > 1 for p in best):
-            best = places
-        if all(p.count > 1 for p in best):
-            break
-    return [Layer(call, samples, seen[call]) for call, samples in zip(calls, best, strict=True)]
-
-
-def _places(
-    problem: Problem, recorder: Recorder, calls: Sequence[LayerCall], gradients: Sequence[Tensor], dim: int
-) -> list[Samples]:
-    """Where the samples are if those that come in lie in dimension `dim`; one sample where they touch."""
-    nothing = [ONE_SAMPLE] * len(calls)
-    with isolated() as watch:
-        leaves = problem.leaves()
-        again = Perturbing(leaves, recorder.calls, calls, dim)
-        if again.count == 1:
-            return nothing
-        with again:
-            value = evaluate(problem, leaves, watch)
-        if again.hidden or len(again.calls) != len(recorder.calls) or not value.requires_grad:
-            return nothing
-        edges = [again.calls[call.order].outputs[0].edge for call in calls]
-        found = torch.autograd.grad(value, edges, materialize_grads=True)
-    places = [again.places[call.order] for call in calls]
-    return [
-        ONE_SAMPLE if p.count > 1 and noticed(before, after, p, again.which) else p
-        for p, before, after in zip(places, gradients, found, strict=True)
-    ]
+def _placed(recorder: Recorder, found: Exploration | None) -> dict[Value, Samples]:
+    """The places of samples that a first look has found, by the values of this evaluation."""
+    if found is None or len(found.places) != len(recorder.calls):
+        return {}
+    return {
+        value: place
+        for call, places in zip(recorder.calls, found.places, strict=True)
+        for value, place in zip(call.outputs, places, strict=True)
+        if place is not None
+    }
 
 
 def _custom_functions(value: Tensor) -> set[type]:

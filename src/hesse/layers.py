@@ -9,8 +9,10 @@ $$\frac{\partial^2 f}{\partial W_{goi}\,\partial W_{hpq}}
 For two layers l and m, m upstream of l, the input of l moves too. With J the derivative of $a_l$ by a zero
 added to $z_m$, and $\gamma_l$ the gradient by $z_l$,
 
-$$\frac{\partial^2 f}{\partial W^l_{goi}\,\partial W^m_{hpq}} = \sum_n \sum_s T[n,(g,o,i),(s,h,p)]\, a_m[n,s,h,q],
-  \qquad T = \sum_t M[(t,g,o),(s,h,p)]\, a_l[t,g,i] + \gamma_l[t,g,o]\, J[(t,g,i),(s,h,p)].$$
+$$\frac{\partial^2 f}{\partial W^l_{goi}\,\partial W^m_{hpq}}
+  = \sum_n \sum_s T[n,(g,o,i),(s,h,p)]\, a_m[n,s,h,q],$$
+
+$$T = \sum_t M[(t,g,o),(s,h,p)]\, a_l[t,g,i] + \gamma_l[t,g,o]\, J[(t,g,i),(s,h,p)].$$
 
 A bias is the weight of one more input that is always 1. A weight used by several layers has the sum over
 all pairs of them.
@@ -21,6 +23,7 @@ once and has the shape of z.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
@@ -31,8 +34,8 @@ from hesse.probe import Probe, random_signs
 from hesse.tape.layers import Kind, LayerCall
 from hesse.tape.samples import Samples
 
-
 Form = tuple[int, Kind]
+_TILE = 1 << 22  # elements of a block that are made at a time
 
 
 class Layer:
@@ -138,19 +141,20 @@ class Layer:
         """A stack [c, *z.shape] as [c, N, T, G, O]."""
         columns, count = len(stack), self.samples.count
         flat = self.samples.first(stack, lead=1).reshape(-1, *self._own_out)
-        return self.call.kind.layout(flat).unflatten(0, (columns, count, self._extra)).flatten(2, 3)
+        flat = self.call.kind.layout(flat)
+        return flat.reshape(columns, count, -1, *flat.shape[2:])
 
     def unfold(self, stack: Tensor, bias: float = 0.0) -> Tensor:
         """A stack [c, N, *input of a sample] as [c, N, T, G, I], with a last column of `bias`."""
         columns, count = stack.shape[:2]
         flat = self.call.kind.unfold(stack.reshape(-1, *self._own_in))
-        flat = flat.unflatten(0, (columns, count, self._extra)).flatten(2, 3)
+        flat = flat.reshape(columns, count, -1, *flat.shape[2:])
         if self.call.bias is None:
             return flat
         return torch.cat([flat, flat.new_full((*flat.shape[:-1], 1), bias)], dim=-1)
 
     def jacobian(self, by: Layer, stack: Tensor) -> Tensor:
-        """J by another layer: from [inputs, *z.shape], one row per element of the input, to [columns, N, inputs]."""
+        """J by another layer, [columns, N, inputs], from a stack of rows [inputs, *z.shape]."""
         rows = by.layout(stack)  # inputs, N, T, G, O
         return rows.permute(3, 4, 2, 1, 0).reshape(by.columns, by.samples.count, -1)
 
@@ -270,10 +274,13 @@ class Matrix:
 
     def __init__(self, layers: Iterable[Layer], within: bool) -> None:
         self._within = within
+        layers = list(layers)
         self._layers = {layer.form: layer for layer in layers}
-        # By form of the weights, each joined with its bias: (G O, I, H P, Q). Of a layer with itself, the rows of
-        # outputs from the column's on: the rest follows by symmetry.
+        self._uses = Counter(layer.form for layer in layers)
+        # By form of the weights, each joined with its bias: (G O, I, H P, Q). Of a layer with itself, the
+        # rows of outputs from the column's on: the rest follows by symmetry.
         self._blocks: dict[tuple[Form, Form, bool], Tensor] = {}
+        self._begun: set[tuple[tuple[Form, Form, bool], int]] = set()  # columns that hold something
 
     def wants(self, rows: Layer, columns: Layer) -> bool:
         """All pairs, or those within one weight."""
@@ -281,22 +288,27 @@ class Matrix:
 
     def add(self, rows: Layer, columns: Layer, numbers: range, M: Tensor, J: Tensor | None) -> None:
         """Take in columns of M [c, N, T, G, O] and J [c, N, T, G, I] between two layers."""
-        block = self._block(rows, columns)
+        # A weight's block between two of its uses is kept apart: it is added with its transpose.
+        key = (rows.form, columns.form, rows is not columns)
+        block = self._block(key, rows, columns)
         groups, inputs = rows.a.shape[2:]
         half = rows is columns and groups == 1
+        if half and rows.positions == 1 and self._uses[rows.form] == 1:
+            _add_own(block, rows.a[:, 0, 0], numbers, M[:, :, 0, 0])
+            return
         per_group = columns.gamma.shape[3]
         for p, places, positions in columns.outputs(numbers):
             start = p if half else 0
             T = _rows(rows, M[places, ..., start:], None if J is None else J[places], start)
             a_m = columns.a[:, positions, p // per_group].flatten(0, 1)
-            block.flatten(0, 1)[start * inputs :, p].addmm_(T.flatten(2).flatten(0, 1).T, a_m)
+            T = T.flatten(2).flatten(0, 1)
+            block.flatten(0, 1)[start * inputs :, p].addmm_(T.T, a_m, beta=int((key, p) in self._begun))
+            self._begun.add((key, p))
 
-    def _block(self, rows: Layer, columns: Layer) -> Tensor:
-        # A weight's block between two of its uses is kept apart: it is added with its transpose.
-        key = (rows.form, columns.form, rows is not columns)
+    def _block(self, key: tuple[Form, Form, bool], rows: Layer, columns: Layer) -> Tensor:
         if key not in self._blocks:
             shapes = [(layer.gamma.shape[2:].numel(), layer.a.shape[3]) for layer in (rows, columns)]
-            self._blocks[key] = rows.a.new_zeros(*shapes[0], *shapes[1])
+            self._blocks[key] = rows.a.new_empty(*shapes[0], *shapes[1])
         return self._blocks[key]
 
     def parts(self) -> dict[tuple[int, int], Tensor]:
@@ -304,7 +316,11 @@ class Matrix:
         found: dict[tuple[int, int], Tensor] = {}
         while self._blocks:
             (w, x, crossed), block = self._blocks.popitem()
-            if not crossed and self._layers[w].groups == 1:
+            if (
+                not crossed
+                and self._layers[w].groups == 1
+                and (self._layers[w].positions, self._uses[w]) != (1, 1)
+            ):
                 _mirror(block)
             for (i, j), part in self._split(block, self._layers[w], self._layers[x]).items():
                 if crossed and w[0] == x[0]:
@@ -316,11 +332,18 @@ class Matrix:
                     _put(found, j, i, part.T)
         return {pair: part for pair, part in found.items() if not self._within or pair[0] == pair[1]}
 
+    def probes(self) -> list[Probe]:
+        """None: the blocks are checked together with all others, where they are joined."""
+        return []
+
     def _split(self, block: Tensor, rows: Layer, columns: Layer) -> dict[tuple[int, int], Tensor]:
+        block = block.unflatten(2, (columns.groups, -1)).unflatten(0, (rows.groups, -1))
         return {
-            (i, j): part.flatten(1).T
-            for j, values in columns.split(block.unflatten(2, (columns.groups, -1))).items()
-            for i, part in rows.split(values.flatten(2).movedim(2, 0).unflatten(1, (rows.groups, -1))).items()
+            (i, j): part.permute(*range(values.dim() - 3, part.dim()), *range(values.dim() - 3)).reshape(
+                -1, values.shape[3:].numel()
+            )
+            for j, values in columns.split(block).items()
+            for i, part in rows.split(values.permute(*range(3, values.dim()), 0, 1, 2)).items()
         }
 
 
@@ -330,12 +353,30 @@ def _rows(layer: Layer, M: Tensor, J: Tensor | None, start: int) -> Tensor:
     if M.shape[0] == M.shape[2] == 1:  # no positions to sum over
         T = M[0, :, 0, :, :, None] * a[:, 0, :, None]
         if J is not None:
-            T += gamma[:, 0, ..., None] * J[0, :, 0, :, None]
+            T.addcmul_(gamma[:, 0, ..., None], J[0, :, 0, :, None])
         return T.unsqueeze(1)
     T = torch.einsum("sntgo,ntgi->nsgoi", M, a)
     if J is not None:
         T += torch.einsum("ntgo,sntgi->nsgoi", gamma, J)
     return T
+
+
+def _add_own(block: Tensor, a: Tensor, numbers: range, M: Tensor) -> None:
+    """The block of a layer with one position, symmetric in its outputs and in its inputs.
+
+    `a` is [N, I], M is [c, N, O]. Products of inputs are made once for all pairs of outputs.
+    """
+    outer = (a[:, :, None] * a[:, None, :]).flatten(1)
+    inputs = a.shape[1]
+    most = max(1, _TILE // (inputs * inputs * block.shape[0]))
+    for start in range(numbers.start, numbers.stop, most):
+        stop = min(start + most, numbers.stop)
+        columns = torch.arange(start, stop, device=a.device)
+        row, o = (columns[:, None] <= torch.arange(block.shape[0], device=a.device)).nonzero().T
+        p = columns[row]
+        values = (M[p - numbers.start, :, o] @ outer).view(-1, inputs, inputs)
+        block[o, :, p] = values
+        block[p, :, o] = values
 
 
 def _mirror(block: Tensor) -> None:

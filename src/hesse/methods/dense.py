@@ -20,8 +20,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hesse.probe import Probe, random_signs
+from hesse.cost import CHUNK, Cost, Meter
 from hesse.gradient import Gradient
+from hesse.probe import Probe, random_signs
 from hesse.runtime.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize
 from hesse.runtime.progress import Progress
@@ -51,6 +52,29 @@ def ways(question: str, gradient: Gradient) -> list[Way]:
     if question == "hessian" and gradient.symmetric:
         return [Way(symmetric=True, batched=True), *plain]
     return plain
+
+
+def costs(question: str, meter: Meter, workspace: int, joined: bool = False) -> dict[int, Cost]:
+    """What the rows of every tensor take.
+
+    `joined`: other tensors are answered by another method, so that rows of a full Hessian have all columns.
+    """
+    gradient = meter.gradient
+    leaves = gradient.leaves
+    first = {i: gradient.first_use(i) for i in gradient.curved}
+    everything = sum(leaf.numel() * leaf.dtype.itemsize for leaf in leaves)
+    found = {}
+    for i in (i for i in gradient.curved if leaves[i].numel()):
+        rows, whole = leaves[i].numel(), question == "hessian"
+        # For the full Hessian a row is taken by this tensor and those after it.
+        since = min(first[j] for j in gradient.curved if j >= i or joined) if whole else first[i]
+        width = everything if whole else rows * leaves[i].dtype.itemsize
+        held = meter.column + 2 * width
+        limit = max(1, min(CHUNK, workspace // held))
+        found[i] = meter.products(rows, since, gradient.made(i), held, limit) + meter.arithmetic(
+            0, 6 * rows * width
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -176,7 +200,9 @@ class _Buffer:
 class _Answer(Protocol):
     """What a question keeps of the rows."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]) -> None: ...
+    def __init__(
+        self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
+    ) -> None: ...
 
     def columns(self, chunk: list[Piece]) -> list[int]:
         """The tensors by which these rows are needed."""
@@ -194,7 +220,9 @@ class _Answer(Protocol):
 class _Hessian:
     """All blocks [i][j]."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]) -> None:
+    def __init__(
+        self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
+    ) -> None:
         self._leaves, self._symmetric = gradient.leaves, way.symmetric
         active = [j for j, leaf in enumerate(gradient.leaves) if leaf.requires_grad and leaf.numel()]
         self._found = sorted({i for i, _ in known})  # answered by another method
@@ -251,7 +279,9 @@ class _Hessian:
 class _Blocks:
     """The blocks [i][i]."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]) -> None:
+    def __init__(
+        self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
+    ) -> None:
         self._leaves = gradient.leaves
         self._buffers = {
             i: _Buffer((self._leaves[i].numel(),) * 2, self._leaves[i], create_graph) for i in rows
@@ -291,7 +321,9 @@ class _Blocks:
 class _Diagonal:
     """The diagonals of the blocks [i][i]; of all other entries only what the check needs is kept."""
 
-    def __init__(self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]) -> None:
+    def __init__(
+        self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
+    ) -> None:
         self._leaves = gradient.leaves
         self._buffers = {i: _Buffer((self._leaves[i].numel(),), self._leaves[i], create_graph) for i in rows}
         signs = random_signs([self._leaves[i] for i in rows])

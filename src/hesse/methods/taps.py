@@ -8,18 +8,22 @@ second derivatives by the weights of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from hesse.cost import Cost, Meter, total
 from hesse.gradient import Gradient
-from hesse.layers import Layer
+from hesse.layers import Diagonal, Layer, Matrix
 from hesse.runtime.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize
+from hesse.runtime.graph import made
 from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress
+
+Wants = Callable[[Layer, Layer], bool]
 
 
 class Answer(Protocol):
@@ -32,9 +36,74 @@ class Answer(Protocol):
         """Take in some columns."""
 
 
-def passes(answer: Answer, layers: Sequence[Layer]) -> int:
-    """Products for M and backward passes for J."""
-    return sum(layer.columns + (layer.inputs if _before(answer, layers, layer) else 0) for layer in layers)
+def answer_to(question: str, layers: Sequence[Layer]) -> Diagonal | Matrix:
+    """What keeps of M and J what the question needs."""
+    return Diagonal(layers) if question == "diagonal" else Matrix(layers, within=question == "blocks")
+
+
+def usable(question: str, gradient: Gradient) -> tuple[str | None, list[Layer]]:
+    """The layers that can be tapped for a question, in the order of their calls; or why there are none."""
+    layers = list(gradient.layers)
+    if not gradient.symmetric:
+        if question == "hessian":
+            return "the Hessian need not be symmetric: a custom Function or mixed dtypes", []
+        layers = [layer for layer in layers if _uses(layers, layer) == 1]
+    weights: dict[int, set[object]] = {}
+    for layer in layers:
+        # Uses of a weight are added up, which takes the same samples and for a diagonal the same layout.
+        form = layer.form if question == "diagonal" else layer.call.weight
+        weights.setdefault(layer.call.weight, set()).add((form, layer.samples.count))
+    layers = [layer for layer in layers if len(weights[layer.call.weight]) == 1]
+    if question == "hessian":  # samples of one layer meet those of another
+        count = max((layer.samples.count for layer in layers), default=1)
+        layers = [layer for layer in layers if layer.samples.count == count]
+    return (None, layers) if layers else ("there is no layer whose weight is used by layers alone", [])
+
+
+def cost(question: str, layers: Sequence[Layer], meter: Meter, beside: Sequence[Layer] = ()) -> Cost:
+    """What some layers take, when those of `beside` are tapped too (and counted elsewhere)."""
+    every = sorted([*layers, *beside], key=lambda layer: layer.call.order)
+    wants = answer_to(question, ()).wants
+    costs = []
+    for layer in layers:
+        rows = [other for other in every if other.call.order >= layer.call.order and wants(other, layer)]
+        before = _before(wants, every, layer)
+        held = meter.column + sum(_bytes(row.gradient) for row in rows)
+        tap = made(layer.call.output.edge.node)
+        costs.append(meter.products(layer.columns, tap, made(layer.gradient.grad_fn), held))
+        costs += [_work(row, layer, question != "diagonal", meter) for row in rows]
+        if before:
+            first = min(made(other.call.output.edge.node) for other in before)
+            costs.append(meter.backwards(layer.inputs, first, made(layer.call.input.grad_fn), held))
+            costs += [
+                _work(layer, other, question != "diagonal", meter) for other in before if other in beside
+            ]
+    return total(costs)
+
+
+def _work(rows: Layer, columns: Layer, whole: bool, meter: Meter) -> Cost:
+    """What it takes to bring M between two layers to the space of their weights."""
+    count, width = columns.samples.count, columns.gradient.dtype.itemsize
+    inputs, outputs = rows.a.shape[3], rows.columns // rows.positions
+    elements = columns.columns * count * rows.columns  # of M
+    sums = 2 * elements * inputs if rows.positions > 1 else 0
+    if not whole:
+        return meter.arithmetic(sums / outputs, 6 * width * elements)
+    tall = outputs * inputs  # rows of the block
+    products = columns.columns * count * tall  # elements of T
+    operations = sums + 2 * products * columns.a.shape[3]
+    if rows is columns:
+        operations, products = operations // 2, products // 2
+    block = tall * columns.columns // columns.positions * columns.a.shape[3]
+    # T is written and read, new memory is slow the first time, every output of `columns` takes some calls.
+    calls = 0 if rows is columns and rows.positions == 1 else 8 * columns.columns // columns.positions
+    return meter.arithmetic(
+        operations, width * (2 * products + 3 * elements + 8 * block), width * 2 * block, calls
+    )
+
+
+def _uses(layers: Sequence[Layer], layer: Layer) -> int:
+    return sum(other.call.weight == layer.call.weight for other in layers)
 
 
 def run(
@@ -68,11 +137,11 @@ def run(
             progress.advance(len(numbers))
 
 
-def _before(answer: Answer, layers: Sequence[Layer], layer: Layer) -> list[Layer]:
+def _before(wants: Wants, layers: Sequence[Layer], layer: Layer) -> list[Layer]:
     """The layers that the input of a layer may depend on, of those whose pair with it is wanted."""
     if not layer.call.input.requires_grad:
         return []
-    return [other for other in layers[: layers.index(layer)] if answer.wants(layer, other)]
+    return [other for other in layers[: layers.index(layer)] if wants(layer, other)]
 
 
 def _jacobians(
@@ -84,7 +153,7 @@ def _jacobians(
     progress: Progress,
 ) -> dict[Layer, Tensor]:
     """J of a layer by the outputs of those before it: [columns, N, inputs]."""
-    before = _before(answer, layers, layer)
+    before = _before(answer.wants, layers, layer)
     if not before:
         return {}
     input = layer.call.input

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hesse.answer import Options, answer
 from hesse.errors import ArgumentError
-from hesse.plan import Plan
+from hesse.planning import Plan
 from hesse.problem import from_function
 from hesse.runtime.progress import ProgressOption
 

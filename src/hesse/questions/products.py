@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hesse.errors import NonFiniteWarning, warn
+from hesse.explore import explore
 from hesse.finite import first_non_finite, is_finite
-from hesse.gradient import evaluate_again, evaluated, require_deterministic
+from hesse.gradient import evaluated, require_deterministic
 from hesse.problem import Problem, from_function
 from hesse.questions.trace import total
 from hesse.runtime.isolation import random_state_kept
@@ -98,5 +99,5 @@ def _product(problem: Problem, vectors: Sequence[Tensor], create_graph: bool, st
                 trouble = first_non_finite(problem, gradient)
                 warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")
         if random_used():  # they may be what the function depends on (dropout)
-            require_deterministic(gradient.value, evaluate_again(problem))
+            require_deterministic(gradient.value, explore(problem, layers=False).value)
     return products

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from hesse.errors import ArgumentError
-from hesse.runtime.graph import nodes
+from hesse.runtime.graph import nodes, size
 
 _UNITS = {"": 1} | {
     f"{prefix}{suffix}": base**power
@@ -96,12 +95,7 @@ def bytes_per_column(outputs: Sequence[Tensor]) -> int:
     temporaries of its formula.
     """
     order = {node: node._sequence_nr() for node in nodes(outputs)}
-    sizes = {
-        node: sum(
-            math.prod(meta.shape) * meta.dtype.itemsize for meta in getattr(node, "_input_metadata", ())
-        )
-        for node in order
-    }
+    sizes = {node: size(node) for node in order}
     live: set[Node] = set()
     held = peak = 0
     for node in sorted(order, key=order.__getitem__, reverse=True):

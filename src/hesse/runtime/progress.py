@@ -46,6 +46,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    @property
+    def done(self) -> int:
+        """Passes done."""
+        return self._done
+
     def expect(self, passes: int) -> None:
         """Add to the number of passes that are to come."""
         self._total += passes

@@ -28,13 +28,11 @@ from hesse.tape.record import Call, Value
 
 
 class Kind(Protocol):
-    """How a layer's tensors are laid out.
+    """How a layer's tensors are laid out."""
 
-    Attributes:
-        own: how many trailing dimensions of input and output belong to the layer itself.
-    """
-
-    own: tuple[int, int]
+    @property
+    def own(self) -> tuple[int, int]:
+        """How many trailing dimensions of input and output belong to the layer itself."""
 
     def unfold(self, inputs: Tensor) -> Tensor:
         """Inputs [B, *own] as [B, T, G, I]."""
@@ -100,12 +98,13 @@ class Convolution:
             inputs = inputs.flip(tuple(range(-places, 0)))
         inputs = inputs.unflatten(1, (self.groups, -1))  # B, G, C, *places, *kernel
         order = (0, *range(3, 3 + places), 1, 2, *range(3 + places, 3 + 2 * places))
-        patches = inputs.permute(order).flatten(2 + places)
-        return patches.flatten(1, places)
+        patches: Tensor = inputs.permute(order).flatten(2 + places).flatten(1, places)
+        return patches
 
     def layout(self, outputs: Tensor) -> Tensor:
         """See `Kind`."""
-        return outputs.flatten(2).unflatten(1, (self.groups, -1)).permute(0, 3, 1, 2)
+        grouped = outputs.reshape(len(outputs), self.groups, -1, outputs.shape[2:].numel())
+        return grouped.permute(0, 3, 1, 2)
 
     def to_weight(self, values: Tensor) -> Tensor:
         """See `Kind`."""
@@ -113,7 +112,7 @@ class Convolution:
         if self.spread is None:
             return values.reshape(*lead, *self.shape)
         kernel = self.shape[2:]
-        values = values.unflatten(-1, (-1, *kernel)).transpose(-2 - len(kernel), -1 - len(kernel))
+        values = values.reshape(*values.shape[:-1], -1, *kernel).transpose(-2 - len(kernel), -1 - len(kernel))
         return values.reshape(*lead, *self.shape)
 
 
@@ -142,7 +141,8 @@ class Embedding:
         """See `Kind`."""
         rows = values.squeeze(-3).transpose(-1, -2)
         table = rows.new_zeros(*rows.shape[:-2], *self.shape)
-        return table.index_copy(-2, self.used, rows)
+        table.index_copy_(-2, self.used, rows)
+        return table
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,10 +193,12 @@ def layer_call(call: Call) -> LayerCall | None:
     return LayerCall(index, place, tensor, call.outputs[0], kind, call.order, call.name, weight)
 
 
-def tappable(calls: Iterable[LayerCall], value: Tensor, leaves: Sequence[Tensor]) -> list[LayerCall]:
+def tappable(
+    calls: Iterable[LayerCall], value: Tensor, leaves: Sequence[Tensor]
+) -> tuple[list[LayerCall], dict[int, str]]:
     """The layers whose weights go into nothing but layers, by counting their uses on the graph of `value`.
 
-    A bias with other uses is left out of its layers.
+    A bias with other uses is left out of its layers. What is left out is said, by index of the leaf.
     """
     by_weight: dict[int, list[LayerCall]] = defaultdict(list)
     by_bias: dict[int, list[LayerCall]] = defaultdict(list)
@@ -210,12 +212,14 @@ def tappable(calls: Iterable[LayerCall], value: Tensor, leaves: Sequence[Tensor]
         for bias, those in by_bias.items()
         if uses[_place(get_gradient_edge(leaves[bias]))] == len(those) and those == by_weight[those[0].weight]
     }
-    return [
+    free = {w for w, those in by_weight.items() if _alone(those, uses, get_gradient_edge(leaves[w]))}
+    apart = dict.fromkeys(by_weight.keys() - free | by_bias.keys() - biases, "used elsewhere too")
+    kept = [
         call if call.bias in biases else replace(call, bias=None)
-        for weight, those in by_weight.items()
-        if _alone(those, uses, get_gradient_edge(leaves[weight]))
-        for call in those
+        for weight in free
+        for call in by_weight[weight]
     ]
+    return kept, apart
 
 
 def _alone(calls: Sequence[LayerCall], uses: Counter[_Place], leaf: GradientEdge) -> bool:

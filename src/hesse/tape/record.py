@@ -168,7 +168,7 @@ class Recorder(TorchFunctionMode):
         self.hidden = self.hidden or reason
 
 
-def _entered(function: FunctionType) -> FunctionType:
+def _entered(function: Any) -> FunctionType:
     """A copy of a composite function that runs, where the original would hand itself to the mode."""
     unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
     copy = FunctionType(

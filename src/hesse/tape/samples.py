@@ -8,15 +8,15 @@ contrastive loss. No rules for any call are needed, and no second derivative.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.tape.layers import LayerCall, layer_call
-from hesse.tape.record import Call, Recorder, Value
+from hesse.tape.record import Call, Recorder
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Samples:
         at = lead + self.dim
         if self.outer == self.inner == 1:
             return tensor.movedim(at, lead)
-        return tensor.unflatten(at, (self.outer, self.count, self.inner)).movedim(at + 1, lead)
+        split = (*tensor.shape[:at], self.outer, self.count, self.inner, *tensor.shape[at + 1 :])
+        return tensor.reshape(split).movedim(at + 1, lead)
 
     def flat(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """The tensor as [*lead, count, f], with a row for every sample."""
@@ -58,6 +59,24 @@ class Samples:
 ONE_SAMPLE = Samples()
 
 
+@dataclass(frozen=True)
+class Exploration:
+    """What the first look found.
+
+    Attributes:
+        value: the function's value.
+        samples: where the samples are in every layer's input and output, by the call's order on the tape.
+        places: where they are in the results of every call, in order; None for results that have nothing
+            to do with them. Empty where samples were not found.
+        seconds: time of the evaluation and its gradient.
+    """
+
+    value: Tensor
+    samples: Mapping[int, Samples] = field(default_factory=dict)
+    places: Sequence[Sequence[Samples | None]] = ()
+    seconds: float = 0.0
+
+
 class Perturbing(Recorder):
     """Records an evaluation in which the outputs of some layers are changed for some samples.
 
@@ -65,7 +84,9 @@ class Perturbing(Recorder):
         places: where the samples are in the input and output of each layer, by its order.
     """
 
-    def __init__(self, leaves: Sequence[Tensor], calls: Sequence[Call], layers: Sequence[LayerCall], dim: int):
+    def __init__(
+        self, leaves: Sequence[Tensor], calls: Sequence[Call], layers: Sequence[LayerCall], dim: int
+    ):
         """`calls` and `layers` as they were; of what comes in, the samples are assumed in dimension `dim`."""
         super().__init__(leaves)
         self._before = calls
@@ -173,17 +194,13 @@ def _masked(noise: Tensor, samples: Samples, which: Tensor) -> Tensor:
     return samples.back(first * mask)
 
 
-def everywhere(before: Recorder, after: Recorder, which: Tensor) -> dict[Value, Samples | None] | None:
-    """Where the samples are in every value of a tape, from the tape of the perturbed evaluation.
-
-    Returns:
-        None where the two tapes are not of the same calls.
-    """
-    if [call.func for call in before.calls] != [call.func for call in after.calls]:
-        return None
-    places: dict[Value, Samples | None] = {}
-    for one, other in zip(before.calls, after.calls, strict=True):
-        for value, changed in zip(one.outputs, other.outputs, strict=True):
-            # Of one that was overwritten the later contents serve as well.
-            places[value] = found(value.tensor, changed.tensor, which)
-    return places
+def everywhere(before: Sequence[Call], after: Sequence[Call], which: Tensor) -> list[list[Samples | None]]:
+    """Where the samples are in the results of all calls, from those of the perturbed evaluation."""
+    return [
+        # Of one that was overwritten the later contents serve as well.
+        [
+            found(value.tensor, now.tensor, which)
+            for value, now in zip(one.outputs, other.outputs, strict=True)
+        ]
+        for one, other in zip(before, after, strict=True)
+    ]

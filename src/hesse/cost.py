@@ -1,0 +1,132 @@
+"""What work costs: passes, operations, memory, and seconds scaled by the time of one gradient."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+
+from hesse.gradient import Gradient
+from hesse.runtime.graph import Spans, made
+from hesse.runtime.memory import bytes_per_column
+from hesse.tape.flops import flops
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What some work takes.
+
+    Attributes:
+        passes: Hessian-vector products, or what costs as much.
+        flops: floating-point operations.
+        bytes: peak memory beside the answer and the graph of the gradient.
+        seconds: predicted time.
+    """
+
+    passes: int = 0
+    flops: float = 0.0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        return Cost(
+            self.passes + other.passes,
+            self.flops + other.flops,
+            max(self.bytes, other.bytes),
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a machine works, before it is scaled by the time of one gradient.
+
+    Attributes:
+        start: seconds to get ready for an evaluation.
+        call: seconds to record a call and make its nodes.
+        node: seconds for a node of a backward pass, or a call, whatever its size.
+        batch: likewise when several vectors are batched.
+        move: bytes a second, of tensors that stay in the cache for the most part.
+        multiply: operations a second of matrix products.
+    """
+
+    start: float = 3e-4
+    call: float = 4.5e-5
+    node: float = 6e-6
+    batch: float = 2.5e-5
+    move: float = 6e9
+    multiply: float = 1.2e11
+
+
+CPU = Rates()
+CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13)
+_EVER = 1 << 61
+CHUNK = 128  # columns in a batch, as they are found to be best for most functions
+
+
+class Meter:
+    """Costs of passes over the graph of a gradient."""
+
+    def __init__(self, gradient: Gradient, seconds: float) -> None:
+        """`seconds`: of one evaluation with its gradient; 0 where it was not timed."""
+        outputs = gradient.outputs
+        self.gradient = gradient
+        self.column = bytes_per_column(outputs)
+        self._spans = Spans(outputs)
+        done = sorted((made(call.outputs[0].edge.node), flops(call)) for call in gradient.calls)
+        self._times = [time for time, _ in done]
+        self._flops = [0, *accumulate(operations for _, operations in done)]
+        self._forward = made(gradient.value.grad_fn)
+        self.rates = CUDA if gradient.value.is_cuda else CPU
+        count, moved = self._spans.between(0, _EVER)
+        predicted = (
+            self.rates.start
+            + len(done) * self.rates.call
+            + count / 2 * self.rates.node  # half of the nodes belong to the gradient's own graph
+            + moved / 2 / self.rates.move
+            + 3 * self._flops[-1] / self.rates.multiply
+        )
+        # The square root: of a small function, the gradient's time says as much of Python as of the passes.
+        self._seconds = seconds
+        self._scale = min(3.0, max(0.3, math.sqrt(seconds / predicted))) if seconds else 1.0
+
+    @property
+    def preparation(self) -> Cost:
+        """What comes before the first product, whatever the method: some evaluations with their gradients."""
+        return Cost(seconds=4 * self._seconds)
+
+    def products(self, columns: int, first: int, last: int, bytes_: int, limit: int = CHUNK) -> Cost:
+        """Products with the derivative of a gradient made at `last` by a place made at `first`."""
+        return self._passes(columns, first, last, 2, bytes_, limit)
+
+    def backwards(self, columns: int, first: int, last: int, bytes_: int) -> Cost:
+        """Passes over the graph of the function alone."""
+        return self._passes(columns, first, last, 1, bytes_, CHUNK)
+
+    def _passes(self, columns: int, first: int, last: int, times: int, bytes_: int, limit: int) -> Cost:
+        count, moved = self._spans.between(first, last)
+        start = bisect_left(self._times, first)
+        stop = bisect_left(self._times, min(last, self._forward) + 1)
+        operations = times * (self._flops[stop] - self._flops[start])
+        batches = -(-columns // limit) + (columns > 32 < limit)  # the first ones are smaller
+        each = self.rates.node if limit == 1 else self.rates.batch
+        seconds = batches * count * each + columns * (
+            moved / self.rates.move + operations / self.rates.multiply
+        )
+        return Cost(columns, columns * operations, min(columns, limit) * bytes_, self._scale * seconds)
+
+    def arithmetic(self, operations: float, moved: float, bytes_: int = 0, calls: int = 0) -> Cost:
+        """Work outside of the graph."""
+        seconds = operations / self.rates.multiply + moved / self.rates.move + calls * self.rates.node
+        return Cost(0, operations, bytes_, seconds)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """All of them, one after the other."""
+    result = Cost()
+    for cost in costs:
+        result = result + cost
+    return result

@@ -1,0 +1,73 @@
+"""What a question will take, before it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from hesse.answer import Options, plan_for
+from hesse.errors import ArgumentError
+from hesse.planning import Plan
+from hesse.problem import from_function
+
+_ASKED = {
+    "hessian": "hessian",
+    "hessian_blocks": "blocks",
+    "hessian_diagonal": "diagonal",
+    "model_hessian_diagonal": "diagonal",
+    "hessian_trace": "diagonal",
+    "blocks": "blocks",
+    "diagonal": "diagonal",
+    "trace": "diagonal",
+}
+
+
+def plan(
+    question: str | Callable[..., Any],
+    func: Callable[..., Tensor],
+    inputs: Any,
+    *,
+    method: str | Plan = "auto",
+    check: bool = True,
+    memory: int | str | None = None,
+) -> Plan:
+    r"""How a question would be answered, and what every method would take; nothing is answered.
+
+    The function is evaluated and differentiated once, up to four times over to find its samples and layers.
+    No second derivative is computed. Passes and memory follow from the structure; seconds are predicted
+    from the operations, scaled by the time of one gradient of this function.
+
+    Args:
+        question: "hessian", "blocks", "diagonal" or "trace", or one of the functions that answer them,
+            or its name.
+        func: the function, see `hessian`.
+        inputs: what it is differentiated by, see `hessian`.
+        method: see `hessian`.
+        check: count the check in the time.
+        memory: see `hessian`.
+
+    Returns:
+        A `Plan`: print it, read its fields, or give it back as `method=` to the question. It is valid for
+        tensors of the same number, shapes and dtypes.
+
+    Raises:
+        HesseError: see `hessian`; `ArgumentError` for a question without a plan (a single product has
+            nothing to choose).
+
+    Example:
+        >>> import torch, hesse
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+        >>> inputs = torch.randn(20, 8)
+        >>> loss = lambda: model(inputs).square().mean()
+        >>> plan = hesse.plan("diagonal", loss, list(model.parameters()), method="taps")
+        >>> plan.method, plan.passes  # 5 + 1 outputs instead of 51 coordinates
+        ('taps', 6)
+        >>> diagonal = hesse.hessian_diagonal(loss, list(model.parameters()), method=plan)
+    """
+    known = _ASKED.get(question if isinstance(question, str) else getattr(question, "__name__", ""))
+    if known is None:
+        raise ArgumentError(f"question must be one of {', '.join(_ASKED)}, met {question!r}")
+    problem = from_function(func, inputs)
+    return plan_for(known, problem, Options(method, check, memory))

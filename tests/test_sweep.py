@@ -336,3 +336,15 @@ def test_cost():
     assert of(nn.Tanh, 2).unknown == ()
     way = way_of(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), lambda out: out.logsumexp(1).sum(), 3)
     assert cost(way).unknown == ("logsumexp",)
+
+
+def test_a_parameter_for_every_sample_is_not_covered():
+    data = x(5, 3)
+    function = lambda each, weight, shared: (torch.tanh(data @ weight + each) * shared).logsumexp(1).sum()
+    check(function, (x(5, 4), x(3, 4), x(1, 4)), 5, covered={1, 2})
+
+
+def test_mixed_dtypes():
+    data = x(5, 3)
+    function = lambda a, b: torch.tanh(data.float() @ a.float()).double().matmul(b).square().sum()
+    refused(function, (x(3, 4), x(4, 2)), 5, "dtypes")

@@ -78,6 +78,8 @@ def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]
     if tape.hidden:
         raise CannotSweep(tape.hidden)
     calls = _leading_to(loss, tape.calls)
+    if any(v.tensor.dtype != value.dtype for call in calls for v in (*call.inputs.values(), *call.outputs)):
+        raise CannotSweep("values are of different dtypes")
     places = _placed(calls, samples)
     uses = Counter(value for call in calls for value in call.inputs.values())
     wanted: set[Value] = set()

@@ -105,11 +105,11 @@ CALLS = {
     "addcdiv": (lambda a, b, c: torch.addcdiv(a, b, c), A, A, A),
     "mse_loss": (lambda a, b: F.mse_loss(a, b), A, A),
     **{
-        name: (lambda a, b, f=getattr(torch, name): f(a, b), A, A)
+        name: (lambda a, b, name=name: getattr(torch, name)(a, b), A, A)
         for name in ["add", "sub", "mul", "div", "maximum", "minimum", "atan2", "logaddexp", "xlogy"]
     },
     **{
-        name: (lambda a, f=getattr(F, name): f(a, torch.full(A, 0.3).double()), A)
+        name: (lambda a, name=name: getattr(F, name)(a, torch.full(A, 0.3).double()), A)
         for name in [
             "l1_loss",
             "huber_loss",

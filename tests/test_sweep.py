@@ -5,7 +5,9 @@ from torch import nn
 
 from cases import Cubed, classes, of_model, x
 from hesse.blocks import CannotSweep
-from sweeping import check, swept
+from hesse.methods import sweep
+from hesse.methods.sweep_cost import cost
+from sweeping import check, recorded, swept
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.GELU, nn.SiLU])
@@ -293,3 +295,56 @@ def test_a_number_for_every_sample():
     check(function, (x(3, 1), x(1)), 5)
     function = lambda w, s: ((torch.tanh(data @ w).sum(1) * s) ** 3).sum()
     check(function, (x(3, 2), x(())), 5)
+
+
+def way_of(model, loss, *shape):
+    function, tensors = of_model(model, loss, x(5, *shape))
+    value, tape, samples = recorded(function, tensors, 5)
+    return sweep.route(tape, value, samples)
+
+
+def classified(out):
+    return F.cross_entropy(out, torch.arange(len(out)) % out.shape[1])
+
+
+def test_rank_of_relu_network_is_the_number_of_outputs():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        Residual(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ).eval()
+    ranks = []
+
+    def take(entry, block):
+        ranks.append(sum(len(columns) for _, columns in block.factors))
+
+    sweep.run(way_of(model, classified, 1, 6, 6), take)
+    assert ranks[1:] == [3] * 4
+
+
+def test_cost():
+    def of(activation, depth):
+        hidden = [layer for _ in range(depth) for layer in (nn.Linear(8, 8), activation())]
+        return cost(way_of(nn.Sequential(nn.Linear(3, 8), *hidden, nn.Linear(8, 2)), classified, 3))
+
+    assert of(nn.ReLU, 4).flops < of(nn.Tanh, 4).flops
+    assert of(nn.ReLU, 4).peak_bytes < of(nn.Tanh, 4).peak_bytes
+    assert of(nn.Tanh, 12).flops < 3.5 * of(nn.Tanh, 4).flops
+    assert of(nn.Tanh, 12).peak_bytes == of(nn.Tanh, 4).peak_bytes
+    assert of(nn.Tanh, 2).unknown == ()
+    way = way_of(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), lambda out: out.logsumexp(1).sum(), 3)
+    assert cost(way).unknown == ("logsumexp",)
+
+
+def test_a_parameter_for_every_sample_is_not_covered():
+    data = x(5, 3)
+    function = lambda each, weight, shared: (torch.tanh(data @ weight + each) * shared).logsumexp(1).sum()
+    check(function, (x(5, 4), x(3, 4), x(1, 4)), 5, covered={1, 2})
+
+
+def test_mixed_dtypes():
+    data = x(5, 3)
+    function = lambda a, b: torch.tanh(data.float() @ a.float()).double().matmul(b).square().sum()
+    refused(function, (x(3, 4), x(4, 2)), 5, "dtypes")

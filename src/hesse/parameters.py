@@ -284,7 +284,9 @@ def entries(step: Local, uses: Mapping[Value, int]) -> Iterator[Entry]:
     else:
         for parameter, slope, trailing in step.spread():
             entering = path(parameter)
-            if entering is not None:
+            at = place.dim - output.tensor.dim() + trailing + parameter.tensor.dim()
+            one_each = place.count > 1 and at >= 0 and parameter.tensor.shape[at] > 1
+            if entering is not None and not one_each:
                 yield Spread(*entering, place, slope, trailing)
 
 

@@ -28,7 +28,7 @@ from hesse.probe import Probe, random_signs
 from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.record import Call, Recorder, Value
-from hesse.tape.samples import ONE_SAMPLE, Samples
+from hesse.tape.samples import Samples
 
 Take = Callable[[Entry, Block], None]
 """What to do with the curvature of a call's result where parameters enter."""
@@ -90,6 +90,8 @@ def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]
     if tape.hidden:
         raise CannotSweep(tape.hidden)
     calls = _leading_to(loss, tape.calls)
+    if any(v.tensor.dtype != value.dtype for call in calls for v in (*call.inputs.values(), *call.outputs)):
+        raise CannotSweep("values are of different dtypes")
     places = _placed(calls, samples)
     uses = Counter(value for call in calls for value in call.inputs.values())
     wanted: set[Value] = set()
@@ -118,8 +120,8 @@ def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> d
         for value in call.outputs:
             place = samples.get(value)
             if place is None and inputs:
-                whole = ONE_SAMPLE if value.tensor.numel() == 1 else None  # a mean hardly changes
-                place = inputs.get(value.tensor.shape, whole)
+                few = any(value.tensor.numel() % other.count for other in inputs.values())
+                place = Samples() if few else inputs.get(value.tensor.shape)
                 if place is None:
                     raise CannotSweep(f"where the samples are in the result of {call.name} cannot be told")
             if place is not None:

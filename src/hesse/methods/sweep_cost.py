@@ -70,10 +70,12 @@ def cost(way: Route) -> Cost:
                 terms += [_Sketch({value}, width(value)) for value in growing]
                 bends -= growing
         touched = [term for term in terms if term.values & outputs]
+        reading = 0
         for entry in step.entries:
             flops += sum(entry.work(term.rank) for term in touched)
+            reading = max(reading, count * entry.size * sum(term.rank for term in touched))
         flops += sum(term.rank for term in touched) * _work(call)
-        peak = max(peak, held(terms) + held(touched) + HELD * bool(step.entries))
+        peak = max(peak, held(terms) + held(touched) + min(HELD, reading))
         for term in touched:
             term.values = (term.values - outputs) | set(call.inputs)
         terms = [term for term in terms if term.values]

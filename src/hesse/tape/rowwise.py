@@ -105,7 +105,7 @@ class Softmax(RowWise):
 
     @cached_property
     def _y(self) -> Tensor:
-        return self.rows(self.outputs[0].tensor.detach())
+        return self.rows(self.call.arguments[0].detach()).softmax(-1)
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         """See `RowWise`."""
@@ -121,10 +121,6 @@ class LogSoftmax(Softmax):
     r"""With y the softmax: $J^T g = g - y \sum g$, and H is $-\sum g$ times `diag(y) - y yᵀ`."""
 
     outer = 1
-
-    @cached_property
-    def _y(self) -> Tensor:
-        return self.rows(self.outputs[0].tensor.detach()).exp()
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         """See `RowWise`."""

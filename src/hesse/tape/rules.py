@@ -81,9 +81,9 @@ TABLE: dict[str, Kind] = {
     ),
     **_rows(
         Kind.ELEMENTWISE,
-        """mul div pow square sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin
-        acos atan asinh acosh atanh sigmoid log_sigmoid erf erfc elu selu celu gelu silu mish softplus softsign
-        hardswish tanhshrink reciprocal lerp addcmul addcdiv atan2 logaddexp xlogy sinc""",
+        """mul div pow square sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh
+        asin acos atan asinh acosh atanh sigmoid log_sigmoid erf erfc elu selu celu gelu silu mish softplus
+        softsign hardswish tanhshrink reciprocal lerp addcmul addcdiv atan2 logaddexp xlogy sinc""",
     ),
     **_rows(
         Kind.SEPARABLE,

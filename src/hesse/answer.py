@@ -223,7 +223,7 @@ class _Work:
             known = answer.parts()
             probes = answer.probes()
         if plan.by("sweep"):
-            known, probes = self._swept(plan.by("sweep"))
+            known, probes = self._swept(plan.by("sweep"), check)
         outcome = dense.run(
             self.question,
             self.gradient,
@@ -236,10 +236,10 @@ class _Work:
         )
         return outcome.parts, [*probes, *outcome.probes]
 
-    def _swept(self, leaves: frozenset[int]) -> tuple[dict[int, Tensor], list[Probe]]:
+    def _swept(self, leaves: frozenset[int], check: bool) -> tuple[dict[int, Tensor], list[Probe]]:
         tape = self.gradient.tape
         assert tape is not None
-        return sweep.diagonal(sweep.route(tape, self.gradient.value, self.gradient.places), leaves)
+        return sweep.diagonal(sweep.route(tape, self.gradient.value, self.gradient.places), leaves, check)
 
     def _chunk_limit(self) -> int:
         """How many of the dense products may be batched."""

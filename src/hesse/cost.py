@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from hesse.gradient import Gradient
@@ -64,6 +64,10 @@ class Rates:
     step: float = 2e-4
     carry: float = 4e10
 
+    def at(self, width: int) -> Rates:
+        """The rates for numbers of so many bytes; as they stand they are for four."""
+        return replace(self, multiply=self.multiply * 4 / width, carry=self.carry * 4 / width)
+
 
 CPU = Rates()
 CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=6e-4, carry=5e12)
@@ -84,7 +88,7 @@ class Meter:
         self._times = [time for time, _ in done]
         self._flops = [0, *accumulate(operations for _, operations in done)]
         self._forward = made(gradient.value.grad_fn)
-        self.rates = CUDA if gradient.value.is_cuda else CPU
+        self.rates = (CUDA if gradient.value.is_cuda else CPU).at(gradient.value.dtype.itemsize)
         count, moved = self._spans.between(0, _EVER)
         predicted = (
             self.rates.start

@@ -312,12 +312,9 @@ class Matrix:
             if not crossed and self._layers[w].groups == 1:
                 _mirror(block)
             for (i, j), part in self._split(block, self._layers[w], self._layers[x]).items():
-                if crossed and w[0] == x[0]:
+                if i <= j:
                     _put(found, i, j, part)
-                    _put(found, j, i, part.T)
-                elif i <= j:
-                    _put(found, i, j, part)
-                elif crossed:
+                if crossed and i >= j:
                     _put(found, j, i, part.T)
         return {pair: part for pair, part in found.items() if not self._within or pair[0] == pair[1]}
 

@@ -51,7 +51,8 @@ class Layer:
         self.samples = samples
         self.gradient = gradient
         self._input_shape = samples.first(call.input).shape[1:]
-        self._output_shape = samples.first(call.output.tensor).shape[1:]
+        # not of the output itself, which may have been given another shape in place
+        self._output_shape = samples.first(gradient).shape[1:]
         self._extra = self._output_shape[: len(self._output_shape) - own_out].numel()
         self._own_in = self._input_shape[len(self._input_shape) - own_in :]
         self._own_out = self._output_shape[len(self._output_shape) - own_out :]

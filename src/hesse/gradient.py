@@ -211,7 +211,12 @@ def _differentiate(
     apart: dict[int, str] = {}
     if value.requires_grad and active:
         samples = samples or {}
-        calls, apart = tappable(filter(None, map(layer_call, recorder.calls)), value, leaves)
+        calls = [layer for call in recorder.calls if (layer := layer_call(call)) is not None]
+        if watch.nested_gradient:  # which reads the weights once more, from inside of the layers' own nodes
+            apart = {call.weight: "the function takes gradients itself" for call in calls}
+            calls = []
+        else:
+            calls, apart = tappable(calls, value, leaves)
         by: list[Any] = [*(leaves[i] for i in active), *(call.output.edge for call in calls)]
         found = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
         seen = {

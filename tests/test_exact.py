@@ -50,7 +50,10 @@ def test_blocks(case):
     for block, tensor, wanted in zip(blocks, tensors, diagonal_blocks(expected, tensors), strict=True):
         assert block.shape == tensor.shape + tensor.shape
         if tensor.numel():
-            assert relative_error(block.reshape(wanted.shape), wanted) < TOLERANCE
+            # A block that is zero but for rounding (a bias before a batch norm) is measured by the rest.
+            own, whole = wanted.abs().max(), expected.abs().max()
+            scale = whole if own < 1e-14 * whole else own
+            assert (block.reshape(wanted.shape) - wanted).abs().max() <= TOLERANCE * scale
 
 
 def test_products(case):

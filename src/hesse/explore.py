@@ -13,7 +13,7 @@ from hesse.gradient import errors_explained, evaluate
 from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
 from hesse.tape.layers import LayerCall, layer_call
-from hesse.tape.record import Call, Recorder
+from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import ONE_SAMPLE, Exploration, Perturbing, Samples, everywhere, noticed
 
 
@@ -29,9 +29,9 @@ def explore(problem: Problem, layers: bool) -> Exploration:
         with recorder if layers else nullcontext():
             value = evaluate(problem, leaves, watch)
         calls = [layer for call in recorder.calls if (layer := layer_call(call)) is not None]
-        gradients: Sequence[Tensor] = ()
+        gradients: Sequence[Tensor | None] = ()
         if value.requires_grad and layers:
-            gradients = _gradients(value, calls)
+            gradients = _gradients(value, [call.output for call in calls])
     seconds = time.perf_counter() - began
     samples = dict.fromkeys((call.order for call in calls), ONE_SAMPLE)
     places: Sequence[Sequence[Samples | None]] = ()
@@ -44,10 +44,10 @@ def explore(problem: Problem, layers: bool) -> Exploration:
     return Exploration(value.detach(), samples, places, seconds)
 
 
-def _gradients(value: Tensor, calls: Sequence[LayerCall]) -> tuple[Tensor, ...]:
-    """By the outputs of layers; where there are none, by nothing but the same graph."""
-    edges = [call.output.edge for call in calls]
-    return torch.autograd.grad(value, edges, materialize_grads=True) if edges else ()
+def _gradients(value: Tensor, outputs: Sequence[Value]) -> Sequence[Tensor | None]:
+    """By the outputs of layers; None for those without influence."""
+    edges = [output.edge for output in outputs]
+    return torch.autograd.grad(value, edges, allow_unused=True) if edges else ()
 
 
 def _separate(samples: Mapping[int, Samples]) -> int:
@@ -58,7 +58,7 @@ def _places(
     problem: Problem,
     before: Sequence[Call],
     calls: Sequence[LayerCall],
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     dim: int,
 ) -> tuple[dict[int, Samples], list[list[Samples | None]]]:
     """Where the samples are if those that come in lie in dimension `dim`; one sample where they touch.
@@ -74,11 +74,11 @@ def _places(
             value = evaluate(problem, leaves, watch)
         if again.hidden or len(again.calls) != len(before) or not value.requires_grad:
             return {}, []
-        edges = [again.calls[call.order].outputs[0].edge for call in calls]
-        found = torch.autograd.grad(value, edges, materialize_grads=True)
+        found = _gradients(value, [again.calls[call.order].outputs[0] for call in calls])
     places = {}
     for call, gradient, other in zip(calls, gradients, found, strict=True):
         own = again.places[call.order]
-        touch = own.count > 1 and noticed(gradient, other, own, again.which)
-        places[call.order] = ONE_SAMPLE if touch else own
+        if own.count > 1 and gradient is not None and other is not None:
+            own = ONE_SAMPLE if noticed(gradient, other, own, again.which) else own
+        places[call.order] = own
     return places, everywhere(before, again.calls, again.which)

@@ -122,27 +122,22 @@ class Gradient:
     def tapped(self, layer: Layer, vector: Tensor, others: Sequence[Layer]) -> list[Tensor]:
         """A vector of the shape of a layer's output times the Hessian by the outputs of this and others."""
         with errors_explained():
-            return list(
-                torch.autograd.grad(
-                    layer.gradient,
-                    [other.call.output.edge for other in others],
-                    vector,
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-            )
+            return _by_outputs(layer.gradient, vector, others)
 
     def moved(self, layer: Layer, vector: Tensor, others: Sequence[Layer]) -> list[Tensor]:
         """A vector of the shape of a layer's input times the derivative of that by the outputs of others."""
-        return list(
-            torch.autograd.grad(
-                layer.call.input,
-                [other.call.output.edge for other in others],
-                vector,
-                retain_graph=True,
-                materialize_grads=True,
-            )
-        )
+        return _by_outputs(layer.call.input, vector, others)
+
+
+def _by_outputs(tensor: Tensor, vector: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
+    """A vector times the derivative of a tensor by the outputs of layers, also where there is none."""
+    found = torch.autograd.grad(
+        tensor, [layer.call.output.edge for layer in layers], vector, retain_graph=True, allow_unused=True
+    )
+    return [
+        torch.zeros_like(layer.gradient) if part is None else part
+        for layer, part in zip(layers, found, strict=True)
+    ]
 
 
 @contextmanager
@@ -223,7 +218,12 @@ def _differentiate(
     apart: dict[int, str] = {}
     if value.requires_grad and active:
         samples = found.samples if found else {}
-        calls, apart = tappable(filter(None, map(layer_call, recorder.calls)), value, leaves)
+        calls = [layer for call in recorder.calls if (layer := layer_call(call)) is not None]
+        if watch.nested_gradient:  # which reads the weights once more, from inside of the layers' own nodes
+            apart = {call.weight: "the function takes gradients itself" for call in calls}
+            calls = []
+        else:
+            calls, apart = tappable(calls, value, leaves)
         by: list[Any] = [*(leaves[i] for i in active), *(call.output.edge for call in calls)]
         gradients = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
         seen = {

@@ -53,7 +53,8 @@ class Layer:
         self.samples = samples
         self.gradient = gradient
         self._input_shape = samples.first(call.input).shape[1:]
-        self._output_shape = samples.first(call.output.tensor).shape[1:]
+        # not of the output itself, which may have been given another shape in place
+        self._output_shape = samples.first(gradient).shape[1:]
         self._extra = self._output_shape[: len(self._output_shape) - own_out].numel()
         self._own_in = self._input_shape[len(self._input_shape) - own_in :]
         self._own_out = self._output_shape[len(self._output_shape) - own_out :]
@@ -323,12 +324,9 @@ class Matrix:
             ):
                 _mirror(block)
             for (i, j), part in self._split(block, self._layers[w], self._layers[x]).items():
-                if crossed and w[0] == x[0]:
+                if i <= j:
                     _put(found, i, j, part)
-                    _put(found, j, i, part.T)
-                elif i <= j:
-                    _put(found, i, j, part)
-                elif crossed:
+                if crossed and i >= j:
                     _put(found, j, i, part.T)
         return {pair: part for pair, part in found.items() if not self._within or pair[0] == pair[1]}
 

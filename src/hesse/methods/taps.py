@@ -45,7 +45,7 @@ def usable(question: str, gradient: Gradient) -> tuple[str | None, list[Layer]]:
     """The layers that can be tapped for a question, in the order of their calls; or why there are none."""
     layers = list(gradient.layers)
     if not gradient.symmetric:
-        if question == "hessian":
+        if question != "diagonal":  # half of a block is copied from the other
             return "the Hessian need not be symmetric: a custom Function or mixed dtypes", []
         layers = [layer for layer in layers if _uses(layers, layer) == 1]
     weights: dict[int, set[object]] = {}

@@ -101,7 +101,7 @@ class Perturbing(Recorder):
 
     def seen(self, call: Call, result: Any) -> Any:
         """Change a layer's output."""
-        if call.order >= len(self._before) or self._before[call.order].func is not call.func:
+        if call.order >= len(self._before) or self._before[call.order].func != call.func:
             self._hide("other values lead to other calls")
             return result
         layer = self._layers.get(call.order)

@@ -56,7 +56,8 @@ def swept(function, tensors, count):
     """The diagonal of every covered leaf, by index, and the probes of the sweep."""
     value, tape, samples = recorded(function, tensors, count)
     with sdpa_kernel(SDPBackend.MATH):
-        return sweep.diagonal(sweep.route(tape, value, samples))
+        way = sweep.route(tape, value, samples)
+        return sweep.diagonal(way, way.covered)
 
 
 def check(function, tensors, count, covered=None):

@@ -51,6 +51,8 @@ class Rates:
         batch: likewise when several vectors are batched.
         move: bytes a second, of tensors that stay in the cache for the most part.
         multiply: operations a second of matrix products.
+        step: seconds to take a call out of a sweep, whatever its size.
+        carry: operations a second of a sweep, of which many are elementwise.
     """
 
     start: float = 3e-4
@@ -59,10 +61,12 @@ class Rates:
     batch: float = 2.5e-5
     move: float = 6e9
     multiply: float = 1.2e11
+    step: float = 2e-4
+    carry: float = 4e10
 
 
 CPU = Rates()
-CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13)
+CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=6e-4, carry=5e12)
 _EVER = 1 << 61
 CHUNK = 128  # columns in a batch, as they are found to be best for most functions
 
@@ -117,6 +121,11 @@ class Meter:
             moved / self.rates.move + operations / self.rates.multiply
         )
         return Cost(columns, columns * operations, min(columns, limit) * bytes_, self._scale * seconds)
+
+    def walk(self, calls: int, operations: float, bytes_: int) -> Cost:
+        """A walk over calls of the tape by itself."""
+        seconds = calls * self.rates.step + operations / self.rates.carry
+        return Cost(0, operations, bytes_, self._scale * seconds)
 
     def arithmetic(self, operations: float, moved: float, bytes_: int = 0, calls: int = 0) -> Cost:
         """Work outside of the graph."""

@@ -14,8 +14,9 @@ parameter enters, $K_{vv}$ is there and is read (`parameters`). This is exact on
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -63,7 +64,18 @@ class Route:
     @property
     def covered(self) -> set[int]:
         """The leaves whose curvature is read on the way."""
-        return {leaf for step in self.steps for entry in step.entries for leaf in entry.leaves}
+        return {leaf for entry in self.entries for leaf in entry.leaves}
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Where parameters enter, in the order of the walk."""
+        return [entry for step in self.steps for entry in step.entries]
+
+    def probed(self, leaves: Set[int]) -> list[Entry]:
+        """The entries that are checked: the last one, which all of the walk leads to, and two others."""
+        own = [entry for entry in self.entries if not leaves.isdisjoint(entry.leaves)]
+        others = random.Random(6).sample(own[:-1], min(2, len(own[:-1])))
+        return [*others, *own[-1:]]
 
 
 def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]) -> Route:
@@ -106,7 +118,7 @@ def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> d
     for call in calls:
         inputs = {value.tensor.shape: places[value] for value in call.inputs.values() if value in places}
         for value in call.outputs:
-            place = samples[value]
+            place = samples.get(value)
             if place is None and inputs:
                 few = any(value.tensor.numel() % other.count for other in inputs.values())
                 place = Samples() if few else inputs.get(value.tensor.shape)
@@ -180,23 +192,29 @@ def _pull_curvature(call: Local, curvature: Curvature) -> None:
         curvature.add(term)
 
 
-def diagonal(way: Route) -> tuple[dict[int, Tensor], list[Probe]]:
-    """The Hessian's diagonal for every leaf that is covered, and what to check of it.
+def diagonal(way: Route, leaves: Set[int], check: bool = True) -> tuple[dict[int, Tensor], list[Probe]]:
+    """The Hessian's diagonal for some of the leaves that are covered, and what to check of it.
 
     The check of an entry is its whole block, as it was read, times random signs.
     """
+    probed = way.probed(leaves) if check else []
     found: dict[int, Tensor] = {}
     probes: list[Probe] = []
 
     def take(entry: Entry, block: Block) -> None:
+        if leaves.isdisjoint(entry.leaves):
+            return
         diagonal = entry.diagonal(block)
+        parts = entry.split(diagonal)
+        found.update({i: part for i, part in parts.items() if i in leaves})
+        if entry not in probed:
+            return
         (signs,) = random_signs([diagonal])
-        parts, vector = entry.split(diagonal), entry.split(signs)
+        vector = entry.split(signs)
         product = entry.split(entry.product(block, signs))
         rows = list(parts)
         norm = float(diagonal.norm())
         probes.append(Probe(rows, rows, list(vector.values()), [product[i] for i in rows], norm))
-        found.update(parts)
 
     run(way, take)
     return found, probes

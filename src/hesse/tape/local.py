@@ -12,11 +12,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from hesse.blocks import CannotSweep, Diagonal, Factor, Unit
 from hesse.runtime.isolation import writes_to_first
-from hesse.tape.record import Call, Value
+from hesse.tape.record import Call, Value, leaves_of
 from hesse.tape.rules import TABLE, Kind, canonical, kind_of
 from hesse.tape.samples import Samples
 
@@ -347,7 +346,7 @@ class LinearMap(Local):
 
     @cached_property
     def _weight(self) -> Tensor:
-        args, kwargs = pytree.tree_unflatten(self.call.arguments, self.call.spec)
+        args, kwargs = self.call.nested(self.call.arguments)
         weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
         return weight.detach()
 
@@ -373,7 +372,7 @@ def rerun(
                 content = leaves[value]
             arguments[position] = content.clone() if overwritten else content
         result = call.again(arguments)
-        made = [arguments[0]] if call.func is Tensor.__setitem__ else pytree.tree_leaves(result)
+        made = [arguments[0]] if call.func is Tensor.__setitem__ else leaves_of(result)
         results = [t for t in made if isinstance(t, Tensor) and t.requires_grad]
     if len(results) != len(call.outputs):
         raise CannotSweep(f"{call.name} made other results when it was run again")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from hesse.blocks import Diagonal, Factor
 from hesse.tape.local import Elementwise, Local
@@ -358,7 +357,7 @@ def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Sam
     arguments = list(call.arguments)
     for position, held in call.inputs.items():
         arguments[position] = held
-    args, kwargs = pytree.tree_unflatten(arguments, call.spec)
+    args, kwargs = call.nested(arguments)
     read = signature(*args, **kwargs)
     if read is None:
         return None

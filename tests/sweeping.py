@@ -67,7 +67,7 @@ def check(function, tensors, count, covered=None):
     matrix = hessian_matrix(function, tensors)
     sizes = [t.numel() for t in tensors]
     exact = matrix.diagonal().split(sizes)
-    scale = max(e.abs().max().item() for e in exact) or 1.0
+    scale = max(matrix.abs().max().item(), 1e-4)  # some are zero but for rounding
     for i, part in found.items():
         assert part.shape == tensors[i].shape
         error = (part.flatten() - exact[i]).abs().max().item() / scale
@@ -76,4 +76,4 @@ def check(function, tensors, count, covered=None):
     for probe in probes:
         for j, computed in zip(probe.columns, probe.computed, strict=True):
             product = sum(blocks[j][i] @ s.flatten() for i, s in zip(probe.rows, probe.signs, strict=True))
-            assert (computed.flatten() - product).abs().max().item() / matrix.abs().max().item() < 1e-9
+            assert (computed.flatten() - product).abs().max().item() / scale < 1e-9

@@ -40,7 +40,7 @@ LOSSES = {
     "logsumexp": lambda h: h.logsumexp(1).sum(),
     "square": lambda h: h.square().mean(),
     "cross entropy": lambda h: F.cross_entropy(h, torch.arange(len(h)) % WIDTH),
-    "per sample": lambda h: h.sum(1).exp().mean(),
+    "per sample": lambda h: h[:, 1:].sum(1).exp().mean(),
 }
 STEP = st.tuples(st.sampled_from([*ONE, *TWO, *LAYERS, *LAYERS]), st.integers(0, 9), st.integers(0, 9))
 

@@ -73,11 +73,15 @@ class AnyCall:
             return self._pulled(given)
         if self.kind is Kind.BILINEAR:
             return self._by_squared_operands(given)
+        if self.kind in _APART:
+            (k,) = given
+            assert k is not None
+            return {v: self._onto(v, slope.detach().square() * k) for v, slope in self._slopes.items()}
         ones = self._pulled([torch.ones_like(v.tensor) for v in self.call.outputs], onto=False)
         pulled = self._pulled(given, onto=False)
         return {
             value: self._onto(value, ones[value] * pulled[value])
-            if self.kind in _APART or self._enters_once(value, ones[value])
+            if self._enters_once(value, ones[value])
             else self._by_rows(value, given)
             for value in self.inputs
         }
@@ -87,6 +91,13 @@ class AnyCall:
         if self.kind in _STRAIGHT:
             return {}
         leaves, results = self._again
+        if self.kind in _APART:
+            (adjoint,) = adjoints
+            return {
+                value: self._onto(value, _product(slope, leaves[value])(adjoint.expand_as(slope)))
+                for value, slope in self._slopes.items()
+                if adjoint is not None and slope.requires_grad
+            }
         made, seeds = _both(results, adjoints)
         if not made:
             return {}
@@ -94,14 +105,25 @@ class AnyCall:
             slopes = torch.autograd.grad(
                 made, list(leaves.values()), seeds, create_graph=True, materialize_grads=True
             )
-        found = {}
-        for (value, leaf), slope in zip(leaves.items(), slopes, strict=True):
-            if slope.requires_grad:
-                product = _product(slope, leaf)
-                apart = self.kind in _APART
-                bend = product(torch.ones_like(slope)) if apart else _diagonal(product, slope)
-                found[value] = self._onto(value, bend)
-        return found
+        return {
+            value: self._onto(value, _diagonal(_product(slope, leaf), slope))
+            for (value, leaf), slope in zip(leaves.items(), slopes, strict=True)
+            if slope.requires_grad
+        }
+
+    @cached_property
+    def _slopes(self) -> Diagonals:
+        """Of a call of single elements: the derivative by each, with a graph."""
+        leaves, (result,) = self._again
+        with torch.enable_grad():
+            slopes = torch.autograd.grad(
+                result,
+                list(leaves.values()),
+                torch.ones_like(result),
+                create_graph=True,
+                materialize_grads=True,
+            )
+        return dict(zip(leaves, slopes, strict=True))
 
     def _pulled(self, vectors: Sequence[Tensor | None], onto: bool = True) -> Diagonals:
         """`Jᵀ` times vectors; without `onto`, by inputs broadcast to the result."""

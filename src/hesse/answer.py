@@ -239,7 +239,9 @@ class _Work:
     def _swept(self, leaves: frozenset[int], check: bool) -> tuple[dict[int, Tensor], list[Probe]]:
         tape = self.gradient.tape
         assert tape is not None
-        return sweep.diagonal(sweep.route(tape, self.gradient.value, self.gradient.places), leaves, check)
+        with sweep.refusing():
+            way = sweep.route(tape, self.gradient.value, self.gradient.places)
+            return sweep.diagonal(way, leaves, check)
 
     def _chunk_limit(self) -> int:
         """How many of the dense products may be batched."""

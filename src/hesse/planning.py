@@ -315,7 +315,8 @@ def _sweep(
     if gradient.tape is None or not gradient.places:
         return "no samples were found that do not touch"
     try:
-        way = sweep.route(gradient.tape, gradient.value, gradient.places)
+        with sweep.refusing():
+            way = sweep.route(gradient.tape, gradient.value, gradient.places)
     except CannotSweep as error:
         return str(error)
     estimate = sweep_cost.cost(way)

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,16 @@ from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import Samples
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What goes wrong with a call by itself, or with memory, is a reason to take another method."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CannotSweep(f"a call cannot be taken by itself: {str(error).splitlines()[0]}") from error
+
 
 Take = Callable[[Entry, Block], None]
 """What to do with the curvature of a call's result where parameters enter."""
@@ -174,7 +186,12 @@ def _touches(term: Diagonal, call: Local) -> bool:
 def _pull_curvature(call: Local, curvature: Curvature) -> None:
     """Take the call's results out of all terms."""
     for term in curvature.remove(call.outputs):
-        if not call.inputs:
+        if not call.inputs:  # the walk ends here, but may go on elsewhere
+            known: dict[Value, Any] = term.scales if isinstance(term, Diagonal) else term.columns
+            for value in call.outputs:
+                known.pop(value, None)
+            if known:
+                curvature.add(term)
             continue
         if isinstance(term, Diagonal):
             if call.keeps(term):

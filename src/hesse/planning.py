@@ -229,7 +229,7 @@ def make(
             else Estimate(way, why_not)
             for way in METHODS
         ),
-        shares=tuple(_shares(problem, gradient, layers)),
+        shares=tuple(_shares(problem, gradient, layers, whole)),
     )
 
 
@@ -271,7 +271,9 @@ def _reason(
     )
 
 
-def _shares(problem: Problem, gradient: Gradient, layers: Sequence[Layer]) -> Iterator[Share]:
+def _shares(
+    problem: Problem, gradient: Gradient, layers: Sequence[Layer], whole: str | None
+) -> Iterator[Share]:
     tapped: dict[int, list[Layer]] = {}
     for layer in layers:
         for i in layer.tensors:
@@ -286,6 +288,8 @@ def _shares(problem: Problem, gradient: Gradient, layers: Sequence[Layer]) -> It
             why = f"{role} of {call.name}{times}: {columns:,} columns instead of {tensor.numel():,}"
         elif i not in gradient.curved:
             method, why = "zero", "the function is linear in it, or does not depend on it"
+        elif whole:
+            why = whole
         elif i in tappable:
             why = "a product per coordinate is as fast"
         else:

@@ -140,7 +140,7 @@ def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
     for dim, size in enumerate(changed.shape):
         if size % count:
             continue
-        along = changed.movedim(dim, 0).flatten(1).any(1)
+        along = changed.movedim(dim, 0).unsqueeze(-1).flatten(1).any(1)
         for outer in (1, size // count):  # flattened with the samples in front, or behind
             inner = size // count // outer
             places = Samples(count, dim, outer, inner)

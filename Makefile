@@ -20,7 +20,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# BackPACK asks for torchvision, which it does not use here and which would replace torch.
 bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+		backpack-for-pytorch einops einconv unfoldNd
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,35 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+T = TypeVar("T")
 Function = Callable[..., Tensor]
 Problem = tuple[Function, tuple[Tensor, ...]]
 
 # What torch says on every change of the oneDNN flags, which `elementary_recurrence` makes.
 warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model, samples, and the classes that they are to be told; its loss is the cross entropy."""
+
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+
+    def problem(self) -> Problem:
+        """The loss as a function of the parameters, which are detached from the model."""
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
+
+        def func(*tensors: Tensor) -> Tensor:
+            logits = functional_call(self.model, dict(zip(names, tensors, strict=True)), (self.inputs,))
+            return F.cross_entropy(logits, self.targets)
+
+        return func, tuple(parameter.detach() for parameter in parameters)
+
+    def double(self) -> Classifier:
+        """The same in float64; the model is changed."""
+        return Classifier(self.model.double(), self.inputs.double(), self.targets)
 
 
 @dataclass(frozen=True)
@@ -29,29 +54,41 @@ class Case:
     Attributes:
         name: what `--case` takes.
         description: what the page says of it.
-        build: gives `(func, tensors)`, for `func(*tensors)`.
+        build: gives `(func, tensors)`, for `func(*tensors)`, or a classifier.
         peers_need: a context in which peers have to evaluate the function to differentiate it twice.
         note: why they need it.
+        sample: for a classifier with too many coordinates for one product each: how many of every
+            tensor are compared. Zero compares all.
     """
 
     name: str
     description: str
-    build: Callable[[], Problem]
+    build: Callable[[], Problem | Classifier]
     peers_need: Callable[[], AbstractContextManager[None]] = nullcontext
     note: str = ""
+    sample: int = 0
+
+    def classifier(self, device: str) -> Classifier | None:
+        """The classifier behind the function, if there is one, the same at every call."""
+        built = self._built(device)
+        return built if isinstance(built, Classifier) else None
 
     def problem(self, device: str) -> Problem:
         """The function and its tensors, the same ones at every call."""
+        built = self._built(device)
+        return built.problem() if isinstance(built, Classifier) else built
+
+    def _built(self, device: str) -> Problem | Classifier:
         torch.manual_seed(0)
         with torch.device(device):
             return self.build()
 
-    def for_peers(self, func: Function) -> Function:
+    def for_peers(self, func: Callable[..., T]) -> Callable[..., T]:
         """The function, evaluated in the context that peers need."""
         if self.peers_need is nullcontext:
             return func
 
-        def helped(*tensors: Tensor) -> Tensor:
+        def helped(*tensors: Tensor) -> T:
             with self.peers_need():
                 return func(*tensors)
 
@@ -72,28 +109,83 @@ def elementary_recurrence() -> Iterator[None]:
         yield
 
 
-def _classifier(model: nn.Module, inputs: Tensor, classes: int) -> Problem:
-    """The cross entropy of a model with random targets, by its parameters."""
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    targets = torch.randint(classes, (len(inputs),))
-
-    def func(*tensors: Tensor) -> Tensor:
-        logits = functional_call(model, dict(zip(names, tensors, strict=True)), (inputs,))
-        return F.cross_entropy(logits, targets)
-
-    return func, tuple(parameter.detach() for parameter in parameters)
+def _classifier(model: nn.Module, inputs: Tensor, classes: int) -> Classifier:
+    """A model with random targets."""
+    return Classifier(model, inputs, torch.randint(classes, (len(inputs),)))
 
 
-def tanh_mlp(*widths: int, samples: int) -> Problem:
-    layers = [layer for wide, narrow in pairwise(widths) for layer in (nn.Linear(wide, narrow), nn.Tanh())]
-    return _classifier(nn.Sequential(*layers[:-1]), torch.randn(samples, widths[0]), widths[-1])
+class _Residual(nn.Module):
+    """The sum of what a module gives and its input, or what a shortcut makes of the input."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.body(x)
 
 
-def cnn() -> Problem:
+def mlp(
+    *widths: int,
+    samples: int,
+    activation: type[nn.Module] = nn.Tanh,
+    normed: bool = False,
+    skips: bool = False,
+) -> Classifier:
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise(widths[:-1]):
+        norm = [nn.LayerNorm(narrow)] if normed else []
+        hidden = nn.Sequential(nn.Linear(wide, narrow), *norm, activation())
+        layers += [_Residual(hidden)] if skips and wide == narrow else hidden
+    model = nn.Sequential(*layers, nn.Linear(*widths[-2:]))
+    return _classifier(model, torch.randn(samples, widths[0]), widths[-1])
+
+
+def deep_mlp(depth: int, **kind: Any) -> Classifier:
+    """Hidden layers of width 128, with He's initial weights: torch's own shrink to nothing on the way."""
+    classifier = mlp(64, *[128] * depth, 10, samples=32, **kind)
+    for layer in classifier.model.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    return classifier
+
+
+def cnn() -> Classifier:
     first = (nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2))
     second = (nn.Conv2d(8, 8, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2))
     model = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(32, 10))
     return _classifier(model, torch.randn(32, 1, 8, 8), 10)
+
+
+def residual_cnn(activation: type[nn.Module]) -> Classifier:
+    def conv(channels: int) -> nn.Module:
+        return nn.Conv2d(channels, 16, 3, padding=1)
+
+    blocks = (_Residual(nn.Sequential(conv(16), activation(), conv(16))) for _ in range(2))
+    body = (layer for block in (conv(3), *blocks) for layer in (block, activation()))
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    return _classifier(model, torch.randn(64, 3, 8, 8), 10)
+
+
+def resnet18() -> Classifier:
+    """The shape of ResNet-18 for small images, its norms with the statistics of nobody's training."""
+
+    def conv(channels: int, out: int, size: int, stride: int) -> tuple[nn.Module, nn.Module]:
+        norm = nn.BatchNorm2d(out)
+        nn.init.normal_(norm.running_mean, std=0.1)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+        return nn.Conv2d(channels, out, size, stride, padding=size // 2, bias=False), norm
+
+    layers = [*conv(3, 64, 3, 1), nn.ReLU()]
+    channels = 64
+    for out in (64, 64, 128, 128, 256, 256, 512, 512):
+        stride = 1 if out == channels else 2
+        body = nn.Sequential(*conv(channels, out, 3, stride), nn.ReLU(), *conv(out, out, 3, 1))
+        shortcut = None if out == channels else nn.Sequential(*conv(channels, out, 1, stride))
+        layers += [_Residual(body, shortcut), nn.ReLU()]
+        channels = out
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+    return _classifier(model.eval(), torch.randn(8, 3, 32, 32), 10)
 
 
 class _Pooled(nn.Module):
@@ -109,12 +201,31 @@ class _Pooled(nn.Module):
         return self.head(outputs.mean(1))
 
 
-def transformer() -> Problem:
+class _Positions(nn.Module):
+    """Adds a learned vector for every position."""
+
+    def __init__(self, positions: int, width: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(0.1 * torch.randn(positions, width))
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        return sequences + self.vectors
+
+
+def transformer() -> Classifier:
     body = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.0, activation="gelu", batch_first=True)
     return _classifier(_Pooled(body, 12, 3), torch.randn(16, 8, 12), 3)
 
 
-def lstm() -> Problem:
+def two_layer_transformer() -> Classifier:
+    layers = (
+        nn.TransformerEncoderLayer(16, 2, 64, dropout=0.0, activation="gelu", batch_first=True)
+        for _ in range(2)
+    )
+    return _classifier(_Pooled(nn.Sequential(_Positions(8, 16), *layers), 16, 10), torch.randn(16, 8, 16), 10)
+
+
+def lstm() -> Classifier:
     body = nn.LSTM(6, 12, batch_first=True)
     return _classifier(_Pooled(body, 12, 3), torch.randn(16, 8, 6), 3)
 
@@ -143,19 +254,24 @@ def rosenbrock() -> Problem:
     return func, (torch.randn(1500),)
 
 
-CASES = (
-    Case(
-        "tanh-mlp",
-        "tanh MLP 16-32-32-10, cross entropy of 256 samples",
-        partial(tanh_mlp, 16, 32, 32, 10, samples=256),
-    ),
+_ELEMENTARY_ATTENTION = (
+    elementary_attention,
+    "Peers evaluate the function under sdpa_kernel(SDPBackend.MATH), without which they raise.",
+)
+
+TANH_MLP = Case(
+    "tanh-mlp",
+    "tanh MLP 16-32-32-10, cross entropy of 256 samples",
+    partial(mlp, 16, 32, 32, 10, samples=256),
+)
+COMMON = (
+    TANH_MLP,
     Case("cnn", "two convolutions of 8 channels, tanh, average pooling, 32 images of 8x8", cnn),
     Case(
         "transformer",
         "TransformerEncoderLayer of width 12, 2 heads, gelu, 16 sequences of 8 tokens",
         transformer,
-        elementary_attention,
-        "Peers evaluate the function under sdpa_kernel(SDPBackend.MATH), without which they raise.",
+        *_ELEMENTARY_ATTENTION,
     ),
     Case(
         "lstm",
@@ -169,13 +285,82 @@ CASES = (
     Case("rosenbrock", "chained Rosenbrock function", rosenbrock),
 )
 
+# The full Hessian of multilayer perceptrons is also set beside matrix products of as many operations.
+MLPS = (
+    TANH_MLP,
+    Case(
+        "mlp-64-32-10",
+        "tanh MLP 64-32-10, cross entropy of 256 samples",
+        partial(mlp, 64, 32, 10, samples=256),
+    ),
+    Case(
+        "mlp-64-32-32-10",
+        "tanh MLP 64-32-32-10, cross entropy of 512 samples",
+        partial(mlp, 64, 32, 32, 10, samples=512),
+    ),
+)
+
 WIDE_MLP = Case(
     "wide-mlp",
     "tanh MLP 64-64-32-10, cross entropy of 256 samples",
-    partial(tanh_mlp, 64, 64, 32, 10, samples=256),
+    partial(mlp, 64, 64, 32, 10, samples=256),
 )
 LARGE_MLP = Case(
     "large-mlp",
     "tanh MLP 64-256-256-10, cross entropy of 512 samples",
-    partial(tanh_mlp, 64, 256, 256, 10, samples=512),
+    partial(mlp, 64, 256, 256, 10, samples=512),
 )
+
+
+def _deep(name: str, description: str, depth: int = 8, **kind: Any) -> Case:
+    description += f", {depth} hidden layers of width 128, 32 samples"
+    return Case(name, description, partial(deep_mlp, depth, **kind), sample=16)
+
+
+DEEP_MLPS = (
+    _deep("deep-mlp-3", "tanh MLP", 3),
+    _deep("deep-mlp-4", "tanh MLP", 4),
+    _deep("deep-mlp", "tanh MLP"),
+    _deep("deep-mlp-16", "tanh MLP", 16),
+    _deep("deep-mlp-32", "tanh MLP", 32),
+    _deep("deep-relu", "ReLU MLP", activation=nn.ReLU),
+    _deep("deep-gelu", "GELU MLP", activation=nn.GELU),
+    _deep("deep-silu", "SiLU MLP", activation=nn.SiLU),
+    _deep("deep-layernorm", "tanh MLP with a layer norm after each hidden linear layer", normed=True),
+    _deep("deep-skips", "tanh MLP with a skip around every hidden layer but the first", skips=True),
+)
+
+TRANSFORMER_2 = Case(
+    "transformer-2",
+    "two TransformerEncoderLayers of width 16, 2 heads, gelu, learned positions, 16 sequences of 8 tokens",
+    two_layer_transformer,
+    *_ELEMENTARY_ATTENTION,
+    sample=16,
+)
+
+# The diagonals of these are also set beside ten batched gradients of every sample.
+RESIDUAL_CNNS = (
+    Case(
+        "relu-resnet",
+        "two residual blocks of 16 channels, ReLU, average pooling, 64 images of 8x8",
+        partial(residual_cnn, nn.ReLU),
+        sample=16,
+    ),
+    Case(
+        "silu-resnet",
+        "two residual blocks of 16 channels, SiLU, average pooling, 64 images of 8x8",
+        partial(residual_cnn, nn.SiLU),
+        sample=16,
+    ),
+)
+
+RESNET_18 = Case(
+    "resnet-18",
+    "ResNet-18 for images of 32x32, ReLU, batch norm in eval mode, 8 images",
+    resnet18,
+    sample=1,
+)
+
+HESSIAN_CASES = (*COMMON, *MLPS[1:])
+DIAGONAL_CASES = (*COMMON, WIDE_MLP, *DEEP_MLPS, TRANSFORMER_2, *RESIDUAL_CNNS, RESNET_18)
+HVP_CASES = (*COMMON, LARGE_MLP)

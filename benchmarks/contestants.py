@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +11,43 @@ import torch
 from torch import Tensor
 
 import hesse
-from benchmarks.cases import CASES, LARGE_MLP, WIDE_MLP, Case, Function
+from benchmarks.cases import DIAGONAL_CASES, HESSIAN_CASES, HVP_CASES, MLPS, RESIDUAL_CNNS, Case
+from benchmarks.measure import Extrapolated
+from benchmarks.peers import (
+    backpack_diagonal,
+    double_backward,
+    matrix_products,
+    per_sample_gradients,
+    product_by_product,
+    sampled_coordinates,
+    some_products,
+)
 
-Contestants = dict[str, Callable[[], Any]]
+Contestants = dict[str, Callable[..., Any]]
 Seconds = dict[str, float]
 Derived = dict[str, float | str]
+
+_FLOOR = "matrix-product floor"
+_PER_SAMPLE = "10 batched per-sample gradients"
+_BACKPACK = "BackPACK DiagHessian"
+_BATCHED = "one product per coordinate, batched"
+_LOOP = "one product per coordinate, the loop of torch_secorder"
+_TORCH_SECORDER = "torch_secorder hessian_diagonal"
+
+# Whose time divided by that of hesse is derived, under which name.
+_RATIOS = {
+    "torch.func.hessian": "ratio_to_torch_func_hessian",
+    _BACKPACK: "ratio_to_backpack",
+}
+# By whose time that of hesse is divided: they show what work of that size costs, and answer nothing.
+YARDSTICKS = {
+    _FLOOR: "seconds_over_floor",
+    _PER_SAMPLE: "seconds_over_per_sample_gradients",
+}
+
+_CHUNK = 128  # products in a batch, where plain autograd batches them
+_DENSE_UP_TO = 10_000  # coordinates
+_SWEEP_ALONE_FROM = 1_000_000  # coordinates; one product for each, or each output of a layer, takes hours
 
 
 @dataclass(frozen=True)
@@ -23,19 +55,24 @@ class Question:
     """What is asked of the contestants.
 
     Attributes:
-        contestants: the callables for a case on a device; the first is hesse's with its defaults.
+        contestants: the callables for a case on a device; the first is hesse's with its defaults
+            (for the largest case with the one method that can answer it).
         reference: the contestant that the others' results are compared with: plain double backward,
-            one product at a time, without function transforms.
-        derived: what to say of a case beyond the times, from the times of those who answered rightly.
+            one product at a time, without function transforms. Sampled cases are compared with the
+            same in float64.
+        derived: what to say of a case beyond the times, from the times of those who answered rightly
+            and of the yardsticks.
         repeats: how often each contestant is timed, unless told otherwise.
         cases: the functions it is asked of.
+        planned: does hesse plan, so that `full_output=True` tells its method?
     """
 
     contestants: Callable[[Case, str], Contestants]
     reference: str
     derived: Callable[[Seconds], Derived]
     repeats: int
-    cases: tuple[Case, ...] = CASES
+    cases: tuple[Case, ...]
+    planned: bool = True
 
 
 def hessian(case: Case, device: str) -> Contestants:
@@ -43,9 +80,10 @@ def hessian(case: Case, device: str) -> Contestants:
     helped, every = case.for_peers(func), tuple(range(len(tensors)))
     rows = partial(torch.func.jacrev, argnums=every)
     functional = partial(torch.autograd.functional.hessian, helped, tensors)
-    return {
-        "hesse.hessian": lambda: hesse.hessian(func, tensors),
-        "hesse.hessian(check=False)": lambda: hesse.hessian(func, tensors, check=False),
+    ours = partial(hesse.hessian, func, tensors)
+    contestants: Contestants = {
+        "hesse.hessian": ours,
+        "hesse.hessian(check=False)": partial(ours, check=False),
         "torch.func.hessian": lambda: torch.func.hessian(helped, every)(*tensors),
         "torch.func.jacrev(jacrev), chunks of 256": lambda: rows(rows(helped), chunk_size=256)(*tensors),
         "torch.autograd.functional.hessian": functional,
@@ -54,6 +92,12 @@ def hessian(case: Case, device: str) -> Contestants:
             functional, vectorize=True, outer_jacobian_strategy="forward-mode"
         ),
     }
+    classifier = case.classifier(device)
+    if classifier and case in MLPS:
+        coordinates = sum(tensor.numel() for tensor in tensors)
+        # The outer products of every sample's gradient, half of them for symmetry.
+        contestants[_FLOOR] = matrix_products(len(classifier.inputs) * coordinates**2, device)
+    return contestants
 
 
 def diagonal(case: Case, device: str) -> Contestants:
@@ -61,13 +105,31 @@ def diagonal(case: Case, device: str) -> Contestants:
 
     func, tensors = case.problem(device)
     helped, leaves = case.for_peers(func), [tensor.requires_grad_() for tensor in tensors]
-    return {
-        "hesse.hessian_diagonal": lambda: hesse.hessian_diagonal(lambda: func(*leaves), leaves),
-        'hesse.hessian_diagonal(method="dense")': lambda: hesse.hessian_diagonal(
-            lambda: func(*leaves), leaves, method="dense"
-        ),
-        "torch_secorder hessian_diagonal": lambda: hessian_diagonal(lambda: helped(*leaves), leaves),
+    coordinates = sum(leaf.numel() for leaf in leaves)
+    ours = partial(hesse.hessian_diagonal, lambda: func(*leaves), leaves)
+    sweep = partial(ours, method="sweep")
+    unchecked = {'hesse.hessian_diagonal(method="sweep", check=False)': partial(sweep, check=False)}
+    if coordinates > _SWEEP_ALONE_FROM:
+        return {'hesse.hessian_diagonal(method="sweep")': sweep, **unchecked}
+    contestants: Contestants = {
+        "hesse.hessian_diagonal": ours,
+        "hesse.hessian_diagonal(check=False)": partial(ours, check=False),
+        'hesse.hessian_diagonal(method="taps")': partial(ours, method="taps"),
+        **unchecked,
     }
+    if coordinates <= _DENSE_UP_TO:
+        contestants['hesse.hessian_diagonal(method="dense")'] = partial(ours, method="dense")
+    if classifier := case.classifier(device):
+        contestants[_BACKPACK] = case.for_peers(backpack_diagonal(classifier))
+    if case.sample:
+        contestants[_BATCHED] = partial(some_products, helped, leaves, _CHUNK, _CHUNK)
+        contestants[_LOOP] = partial(some_products, helped, leaves, 1, case.sample)
+    else:
+        contestants[_BATCHED] = partial(product_by_product, helped, leaves, _CHUNK)
+        contestants[_TORCH_SECORDER] = lambda: hessian_diagonal(lambda: helped(*leaves), leaves)
+    if case in RESIDUAL_CNNS and (classifier := case.classifier(device)):
+        contestants[_PER_SAMPLE] = per_sample_gradients(classifier)
+    return contestants
 
 
 def hvp(case: Case, device: str) -> Contestants:
@@ -79,22 +141,21 @@ def hvp(case: Case, device: str) -> Contestants:
     }
 
 
-def double_backward(func: Function, tensors: Sequence[Tensor], v: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The product that everybody writes by hand."""
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    gradient = torch.autograd.grad(func(*leaves), leaves, create_graph=True)
-    return torch.autograd.grad(gradient, leaves, v)
-
-
-def beside_peers(ours: str, seconds: Seconds) -> Derived:
-    """How many times longer than hesse the fastest peer takes, and torch.func where it is one."""
-    peers = {name: value for name, value in seconds.items() if not name.startswith("hesse")}
-    if ours not in seconds or not peers:
+def beside(ours: str, seconds: Seconds) -> Derived:
+    """How many times longer than hesse the fastest peer takes, and others; hesse beside the yardsticks."""
+    if ours not in seconds:
         return {}
-    fastest = min(peers, key=peers.__getitem__)
-    derived: Derived = {"fastest_peer": fastest, "ratio_to_fastest_peer": peers[fastest] / seconds[ours]}
-    if "torch.func.hessian" in peers:
-        derived["ratio_to_torch_func_hessian"] = peers["torch.func.hessian"] / seconds[ours]
+    own, derived = seconds[ours], dict[str, float | str]()
+    peers = {
+        name: taken
+        for name, taken in seconds.items()
+        if name not in YARDSTICKS and not name.startswith("hesse")
+    }
+    if peers:
+        fastest = min(peers, key=peers.__getitem__)
+        derived |= {"fastest_peer": fastest, "ratio_to_fastest_peer": peers[fastest] / own}
+    derived |= {key: peers[name] / own for name, key in _RATIOS.items() if name in peers}
+    derived |= {key: own / seconds[name] for name, key in YARDSTICKS.items() if name in seconds}
     return derived
 
 
@@ -107,19 +168,38 @@ def beside_hand(seconds: Seconds) -> Derived:
 
 QUESTIONS = {
     "hessian": Question(
-        hessian, "torch.autograd.functional.hessian", partial(beside_peers, "hesse.hessian"), repeats=7
+        hessian,
+        "torch.autograd.functional.hessian",
+        partial(beside, "hesse.hessian"),
+        repeats=7,
+        cases=HESSIAN_CASES,
     ),
     "diagonal": Question(
-        diagonal,
-        "torch_secorder hessian_diagonal",
-        partial(beside_peers, "hesse.hessian_diagonal"),
-        repeats=5,
-        cases=(*CASES, WIDE_MLP),
+        diagonal, _TORCH_SECORDER, partial(beside, "hesse.hessian_diagonal"), repeats=5, cases=DIAGONAL_CASES
     ),
-    "hvp": Question(hvp, "by hand", beside_hand, repeats=50, cases=(*CASES, LARGE_MLP)),
+    "hvp": Question(hvp, "by hand", beside_hand, repeats=50, cases=HVP_CASES, planned=False),
 }
 
 
-def contestant(question: str, name: str, device: str, case: Case) -> Callable[[], Any]:
+def contestant(question: str, name: str, device: str, case: str) -> Callable[[], Any]:
     """One contestant by name: unlike its callable, this can be sent to another process."""
-    return QUESTIONS[question].contestants(case, device)[name]
+    asked = QUESTIONS[question]
+    (found,) = (known for known in asked.cases if known.name == case)
+    return asked.contestants(found, device)[name]
+
+
+def sampled(answer: Any, count: int) -> list[Tensor]:
+    """A diagonal at the sampled coordinates of each tensor."""
+    if isinstance(answer, Extrapolated):
+        return [entries[:count] for entries in answer.entries]
+    rows = sampled_coordinates(answer, count)
+    return [entries.flatten()[where] for entries, where in zip(answer, rows, strict=True)]
+
+
+def sampled_reference(case: Case, device: str) -> list[Tensor]:
+    """The diagonal at the sampled coordinates, by plain double backward in float64."""
+    classifier = case.classifier(device)
+    assert classifier
+    func, tensors = classifier.double().problem()
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    return some_products(case.for_peers(func), leaves, 1, case.sample).entries

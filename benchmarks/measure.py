@@ -12,17 +12,35 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-_SLOW = 20.0  # seconds from which one run has to do
+NOT_INSTALLED = "not installed"
+_ENOUGH = 5.0  # seconds after which a contestant is not asked again
 _PEAK_RUNS = 3
-_PEERS = ("torch-secorder",)
+_LONG = 1.0  # seconds from which one run has to do for the peak
+_PEERS = ("torch-secorder", "backpack-for-pytorch")
+
+
+@dataclass(frozen=True)
+class Extrapolated:
+    """What a contestant gives that does a part of the work and says how long all of it takes.
+
+    Attributes:
+        seconds: the time of all of it, computed from that of the part.
+        products: the products with vectors that were taken.
+        entries: of each tensor, the answer at the coordinates that were taken.
+    """
+
+    seconds: float
+    products: int = 0
+    entries: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -32,6 +50,13 @@ class Measurement:
     times: list[float] = field(default_factory=list)
     result: Any = None
     error: str | None = None
+    spent: float = 0.0  # seconds, those of the warm-up included
+
+    def add(self, taken: float, result: Any) -> None:
+        """Note a run."""
+        self.times.append(result.seconds if isinstance(result, Extrapolated) else taken)
+        self.result = result
+        self.spent += taken
 
     @property
     def seconds(self) -> float:
@@ -42,8 +67,8 @@ class Measurement:
 def measure(callables: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Measurement]:
     """Time the contestants in rounds, so that what disturbs the machine meets them all.
 
-    Each is warmed up once, and the order is rotated from round to round. Who takes over 20 seconds
-    is not asked again: the time of the warm-up stands.
+    Each is warmed up once, and the order is rotated from round to round. Who has taken 5 seconds
+    altogether is not asked again; where that was the warm-up, its time stands.
     """
     measurements = {name: _warmed_up(call) for name, call in callables.items()}
     names = [name for name, measured in measurements.items() if not measured.error and not measured.times]
@@ -51,20 +76,26 @@ def measure(callables: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
         gc.collect()
         first = turn % max(1, len(names))
         for name in names[first:] + names[:first]:
-            seconds, measurements[name].result = _timed(callables[name])
-            measurements[name].times.append(seconds)
+            if measurements[name].spent < _ENOUGH:
+                measurements[name].add(*timed(callables[name]))
     return measurements
 
 
 def _warmed_up(call: Callable[[], Any]) -> Measurement:
+    measured = Measurement()
     try:
-        seconds, result = _timed(call)
+        measured.add(*timed(call))
+    except ImportError:
+        return Measurement(error=NOT_INSTALLED)
     except Exception as error:  # whatever a peer raises is its result
         return Measurement(error=_one_line(error))
-    return Measurement([seconds] if seconds > _SLOW else [], result)
+    if measured.spent < _ENOUGH:
+        measured.times.clear()
+    return measured
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """The seconds that a call takes, and what it gives."""
     _synchronize()
     began = time.perf_counter()
     result = call()
@@ -78,7 +109,8 @@ def _synchronize() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    text = re.sub(r"(/[\w.+-]+){2,}", "(path)", " ".join(str(error).split()))
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
+    text = re.sub(r"(/[\w.+-]+){2,}", "(path)", text)
     return f"{type(error).__name__}: {text[:160]}"
 
 
@@ -93,8 +125,8 @@ def in_fresh_process(make: Callable[[], Callable[[], Any]]) -> dict[str, float]:
     """What `make()()` takes where nothing has run before: the time of the first call, and the peak memory.
 
     The peak is what the call needs beyond what was there before, the largest of three runs after the
-    first: what is loaded late is not counted, and a contestant that sizes its work by the clock goes
-    at the pace of the runs that are timed.
+    first (of one, where that took long): what is loaded late is not counted, and a contestant that sizes
+    its work by the clock goes at the pace of the runs that are timed.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
         return fresh.submit(_first_call_and_peak, make).result()
@@ -102,9 +134,10 @@ def in_fresh_process(make: Callable[[], Callable[[], Any]]) -> dict[str, float]:
 
 def _first_call_and_peak(make: Callable[[], Callable[[], Any]]) -> dict[str, float]:
     call = make()
-    first_call, _ = _timed(call)
+    first_call, _ = timed(call)
     growth = _allocated_growth if torch.cuda.is_initialized() else _resident_growth
-    return {"first_call": first_call, "peak_bytes": max(growth(call) for _ in range(_PEAK_RUNS))}
+    runs = _PEAK_RUNS if first_call < _LONG else 1
+    return {"first_call": first_call, "peak_bytes": max(growth(call) for _ in range(runs))}
 
 
 def _allocated_growth(call: Callable[[], Any]) -> int:
@@ -133,11 +166,19 @@ def _resident(kind: str) -> int:
 def environment(device: str) -> dict[str, Any]:
     """Versions and machine."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    versions = {name: _version(name) for name in ("torch", "hesse", *_PEERS)}
     return {
-        "versions": {name: version(name) for name in ("torch", "hesse", *_PEERS)}
+        "versions": {name: found for name, found in versions.items() if found}
         | {"python": platform.python_version()},
         "cpu": cpu[1] if cpu else platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
     }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

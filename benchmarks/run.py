@@ -13,38 +13,80 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Case
-from benchmarks.contestants import QUESTIONS, contestant
-from benchmarks.measure import Measurement, deviation, environment, in_fresh_process, measure
+from benchmarks.contestants import (
+    QUESTIONS,
+    YARDSTICKS,
+    Question,
+    contestant,
+    sampled,
+    sampled_reference,
+)
+from benchmarks.measure import (
+    Extrapolated,
+    Measurement,
+    deviation,
+    environment,
+    in_fresh_process,
+    measure,
+)
 
 RESULTS = Path(__file__).parent / "results"
 _IMPORT_REPEATS = 7
 _WRONG = 1e-2  # a deviation that neither float32 nor TF32 explains
+_QUICK = 2.0  # seconds up to which a call is repeated in a fresh process
 
 
 def answer_case(name: str, case: Case, device: str, repeats: int | None) -> dict[str, Any]:
     """Everything about one question to one case."""
     question = QUESTIONS[name]
-    measured = measure(question.contestants(case, device), repeats or question.repeats)
-    reference = measured[question.reference]
-    if reference.error:
-        raise RuntimeError(f"{case.name}: nothing to compare with, {reference.error}")
+    callables = question.contestants(case, device)
+    measured = measure(callables, repeats or question.repeats)
+    deviations = _deviations(question, case, device, measured)
     contestants = {}
     for who, found in measured.items():
-        record = _record(found)
-        if not found.error:
-            record["deviation"] = deviation(found.result, reference.result)
-            record["right"] = record["deviation"] < _WRONG
-            record |= in_fresh_process(partial(contestant, name, who, device, case))
-        contestants[who] = record
-        print(f"{name:9} {case.name:12} {who:60} {_show(record)}", flush=True)
+        contestants[who] = record = _record(found)
+        if who in deviations:
+            record |= {"deviation": deviations[who], "right": deviations[who] < _WRONG}
+            if found.seconds < _QUICK and not isinstance(found.result, Extrapolated):
+                record |= in_fresh_process(partial(contestant, name, who, device, case.name))
+        print(f"{name:9} {case.name:15} {who:60} {_show(record)}", flush=True)
+    seconds = {
+        who: record["seconds"]
+        for who, record in contestants.items()
+        if record.get("right") or (who in YARDSTICKS and "seconds" in record)
+    }
+    derived = question.derived(seconds)
+    ours = next(iter(callables))
+    if question.planned and not measured[ours].error:
+        plan = callables[ours](full_output=True).plan
+        predicted = getattr(plan, "seconds", None)
+        contestants[ours]["plan"] = {"method": plan.method, "passes": plan.passes, "seconds": predicted}
+        if predicted is not None:
+            derived["predicted_over_measured"] = predicted / measured[ours].seconds
     _, tensors = case.problem(device)
     return {
         "description": case.description,
         "coordinates": sum(tensor.numel() for tensor in tensors),
+        "sampled": sum(min(case.sample, tensor.numel()) for tensor in tensors),
         "note": case.note,
         "contestants": contestants,
-        **question.derived({who: r["seconds"] for who, r in contestants.items() if r.get("right")}),
+        **derived,
     }
+
+
+def _deviations(
+    question: Question, case: Case, device: str, measured: dict[str, Measurement]
+) -> dict[str, float]:
+    """How far from the reference those are who answered."""
+    answers = {
+        who: found.result for who, found in measured.items() if not found.error and who not in YARDSTICKS
+    }
+    if case.sample:
+        reference = sampled_reference(case, device) if answers else []
+        return {who: deviation(sampled(answer, case.sample), reference) for who, answer in answers.items()}
+    if question.reference not in answers:
+        raise RuntimeError(f"{case.name}: nothing to compare with, {measured[question.reference].error}")
+    return {who: deviation(answer, answers[question.reference]) for who, answer in answers.items()}
 
 
 def answer_import(repeats: int | None) -> dict[str, Any]:
@@ -67,12 +109,15 @@ def answer_import(repeats: int | None) -> dict[str, Any]:
 def _record(found: Measurement) -> dict[str, Any]:
     if found.error:
         return {"error": found.error}
-    return {
+    record = {
         "seconds": found.seconds,
         "fastest": min(found.times),
         "slowest": max(found.times),
         "runs": len(found.times),
     }
+    if isinstance(found.result, Extrapolated) and found.result.products:
+        record["extrapolated_from"] = found.result.products
+    return record
 
 
 def _show(record: dict[str, Any]) -> str:
@@ -80,9 +125,13 @@ def _show(record: dict[str, Any]) -> str:
         return record["error"]
     parts = [f"{1e3 * record['seconds']:10.2f} ms"]
     if "peak_bytes" in record:
-        parts.append(f"(first call {1e3 * record['first_call']:9.2f})")
-        parts.append(f"{record['peak_bytes'] / 2**20:8.1f} MiB   deviation {record['deviation']:.1e}")
-        parts.append("" if record["right"] else "  WRONG")
+        parts.append(
+            f"(first call {1e3 * record['first_call']:9.2f}) {record['peak_bytes'] / 2**20:8.1f} MiB"
+        )
+    if "extrapolated_from" in record:
+        parts.append(f"extrapolated from {record['extrapolated_from']:,} products")
+    if "deviation" in record:
+        parts.append(f"  deviation {record['deviation']:.1e}" + ("" if record["right"] else "  WRONG"))
     return " ".join(parts)
 
 

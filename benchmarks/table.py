@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contestants import YARDSTICKS
+from benchmarks.measure import NOT_INSTALLED
 from benchmarks.run import RESULTS
 
 ROOT = Path(__file__).parent.parent
@@ -23,17 +25,30 @@ How it is measured:
 - All in float32, seeded, default number of threads. The contestants of a case take turns, so that
   what disturbs the machine meets them all; the order rotates. "ms" is the median, "slowest" the
   longest run.
-- Each is warmed up once before. "First call" is a single call in a process where nothing has run
-  yet; it is in no ratio. What torch starts late is in it, for all alike.
+- Each is warmed up once before. Who has taken 5 seconds altogether is not asked again; where that
+  was the warm-up, its time stands. "First call" is a single call in a process where nothing has run
+  yet; it is in no ratio. What torch starts late is in it, for all alike. It and the peak are left out
+  for calls beyond 2 seconds.
 - "Peak" is the memory that one call needs beyond what was there before, its answer included,
-  the largest of three runs in a fresh process: growth of the resident memory on a CPU, of what torch
-  has allocated on a GPU.
+  the largest of three runs in a fresh process (of one, where the first call took over a second): growth
+  of the resident memory on a CPU, of what torch has allocated on a GPU.
 - "Ratio" is the peer's time divided by hesse's (with its defaults, the check included): above 1,
   hesse is faster.
 - The results are compared with those of plain double backward, one product at a time (the loop of
-  torch.autograd.functional, torch-secorder, the product by hand): "agreement" is the largest
-  deviation, relative to the largest entry. A result that rounding does not explain is marked wrong;
-  its time is shown but counts neither as the fastest peer's nor in the ratios that are summed up.
+  torch.autograd.functional, torch-secorder, the product by hand): "deviation" is the largest
+  difference, relative to the largest entry. Where one product per coordinate is too much for that,
+  all are compared with plain double backward in float64 on coordinates of every tensor that are drawn
+  at random; the deviation is then the float32 error of each contestant. A result that rounding does
+  not explain is marked wrong; its time is shown but counts neither as the fastest peer's nor in the
+  ratios that are summed up.
+- "≈" marks an extrapolated time: of every tensor some products were taken and timed, up to 128 in the
+  batched form and 16 one by one, and scaled to all its coordinates. No other answer's time is.
+- BackPACK gets a model of its own and works on modules, the others on a function of the parameters;
+  its time is that of clearing gradients, forward and backward. Whatever a peer raises is its result.
+- Rows in italics are yardsticks and answer nothing. The "matrix-product floor" is the time that N P²
+  operations (outer products of N vectors of P entries, one triangle) would take at the rate of a product
+  of float32 matrices of size 1024, measured in the same run. "10 batched per-sample gradients" is the time
+  of the gradients of all ten logits for every sample.
 
 What to keep in mind: these are small problems, where the overhead of a call counts; other sizes,
 threads and machines give other ratios. The check that hesse does and its peers do not is in its times
@@ -49,11 +64,17 @@ _TITLES = {
 }
 
 _DERIVED = {
-    "ratio_to_fastest_peer": "Ratio to the fastest peer",
+    "ratio_to_fastest_peer": "Ratio to the fastest peer, extrapolated times included",
     "ratio_to_torch_func_hessian": "Ratio to `torch.func.hessian`",
+    "ratio_to_backpack": "Ratio to BackPACK",
+    "seconds_over_floor": "Time of hesse divided by the matrix-product floor",
+    "seconds_over_per_sample_gradients": "Time of hesse divided by that of 10 batched per-sample gradients",
+    "predicted_over_measured": "Time that hesse predicted divided by the one measured",
     "hesse_over_by_hand": "Time of hesse divided by that of the product by hand",
     "seconds_added_by_hesse": "Seconds that hesse adds to importing torch",
 }
+# What is said of every case too.
+_IN_CASE = ("seconds_over_floor", "seconds_over_per_sample_gradients")
 
 
 def section(content: dict[str, Any]) -> str:
@@ -64,8 +85,8 @@ def section(content: dict[str, Any]) -> str:
         "",
         machine(content["environment"]),
         "",
-        "| case | contestant | ms | slowest | first call | peak MiB | ratio |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| case | contestant | ms | slowest | first call | peak MiB | deviation | ratio |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, case in cases.items():
         lines += rows(name, case)
@@ -88,16 +109,24 @@ def rows(name: str, case: dict[str, Any]) -> list[str]:
     lines = []
     for who, record in contestants.items():
         if "error" in record:
-            cells = ["raises", "", "", "", ""]
+            cells = [NOT_INSTALLED if record["error"] == NOT_INSTALLED else "raises", "", "", "", "", ""]
         else:
-            ratio = f"{record['seconds'] / ours:.2f}" if ours else ""
+            about = "≈ " if "extrapolated_from" in record else ""
+            ratio = about + times_longer(record["seconds"] / ours) if ours else ""
             first = milliseconds(record["first_call"]) if "first_call" in record else ""
             peak = f"{record['peak_bytes'] / 2**20:.1f}" if "peak_bytes" in record else ""
-            cells = [milliseconds(record["seconds"]), milliseconds(record["slowest"]), first, peak, ratio]
-        shown = f"**{who}**" if who == case.get("fastest_peer") else who
+            times = [about + milliseconds(record[key]) for key in ("seconds", "slowest")]
+            deviation = f"{record['deviation']:.1e}" if "deviation" in record else ""
+            cells = [*times, first, peak, deviation, ratio]
+        mark = "**" if who == case.get("fastest_peer") else "*" if who in YARDSTICKS else ""
+        shown = f"{mark}{who}{mark}"
         shown += "" if record.get("right", True) else " (wrong result)"
         lines.append(f"| {name} | {shown} | " + " | ".join(cells) + " |")
     return lines
+
+
+def times_longer(ratio: float) -> str:
+    return f"{ratio:,.2f}" if ratio > 0.1 else f"{ratio:.2g}"
 
 
 def milliseconds(seconds: float) -> str:
@@ -110,21 +139,35 @@ def summary_line(item: tuple[str, dict[str, float]]) -> str:
 
 
 def case_line(name: str, case: dict[str, Any]) -> str:
-    """What a case is, how well the results agree, and what went wrong."""
+    """What a case is, how hesse went about it, what was extrapolated, and what went wrong."""
     parts = [f"- {name}: {case['description']}"]
     if "coordinates" in case:
         parts[0] += f"; {case['coordinates']:,} coordinates"
+    if case.get("sampled"):
+        parts[0] += f", {case['sampled']:,} of them compared"
     records = case["contestants"]
-    deviations = [record["deviation"] for record in records.values() if record.get("right")]
-    if deviations:
-        parts.append(f"Agreement {max(deviations):.1e}")
+    parts += [plan_line(record) for record in records.values() if "plan" in record]
     parts += [
-        f"{who} is wrong by {record['deviation']:.1e}"
+        f"{who}: extrapolated from {record['extrapolated_from']:,} products"
         for who, record in records.items()
-        if not record.get("right", True)
+        if "extrapolated_from" in record
     ]
-    parts += [f"{who} raises `{record['error']}`" for who, record in records.items() if "error" in record]
+    parts += [
+        f"{who} raises `{record['error']}`"
+        for who, record in records.items()
+        if record.get("error", NOT_INSTALLED) != NOT_INSTALLED
+    ]
+    parts += [f"{_DERIVED[key]}: {case[key]:.3g}" for key in _IN_CASE if key in case]
     return ". ".join(part.rstrip(".") for part in [*parts, case.get("note", "")] if part) + "."
+
+
+def plan_line(record: dict[str, Any]) -> str:
+    """What hesse chose, and how long it thought that would take."""
+    plan = record["plan"]
+    line = f"hesse chose {plan['method']}, {plan['passes']:,} passes"
+    if plan["seconds"] is not None:
+        line += f"; predicted {milliseconds(plan['seconds'])} ms, took {milliseconds(record['seconds'])}"
+    return line
 
 
 def figures(found: list[dict[str, Any]]) -> str:
@@ -132,22 +175,26 @@ def figures(found: list[dict[str, Any]]) -> str:
     by_question = {content["question"]: content for content in found if not content["environment"]["gpu"]}
     columns = {
         "hessian": ("Hessian: fastest torch route / hesse", "ratio_to_fastest_peer"),
-        "diagonal": ("diagonal: torch-secorder / hesse", "ratio_to_fastest_peer"),
+        "diagonal": ("diagonal: fastest peer / hesse", "ratio_to_fastest_peer"),
         "hvp": ("product: by hand / hesse", "hesse_over_by_hand"),
     }
     names = list(dict.fromkeys(name for q in columns for name in by_question[q]["cases"]))
     lines = [
-        "| case | " + " | ".join(title for title, _ in columns.values()) + " |",
-        "|---|" + "---:|" * len(columns),
+        "| case | " + " | ".join(title for title, _ in columns.values()) + " | the diagonal's fastest peer |",
+        "|---|" + "---:|" * len(columns) + "---|",
     ]
     for name in names:
         cells = []
         for question, (_, key) in columns.items():
-            value = by_question[question]["cases"].get(name, {}).get(key)
+            case = by_question[question]["cases"].get(name, {})
+            value = case.get(key)
             if value is not None and question == "hvp":
                 value = 1 / value
-            cells.append("" if value is None else f"{value:.2f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            fastest = case.get("contestants", {}).get(case.get("fastest_peer"), {})
+            about = "≈ " if "extrapolated_from" in fastest else ""
+            cells.append("" if value is None else about + times_longer(value))
+        peer = by_question["diagonal"]["cases"].get(name, {}).get("fastest_peer", "")
+        lines.append(f"| {name} | " + " | ".join([*cells, peer]) + " |")
     return "\n".join([machine(by_question["hessian"]["environment"]), "", *lines, ""])
 
 

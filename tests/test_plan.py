@@ -115,7 +115,9 @@ def test_no_plan_for(asked):
     ids=["plan", "question"],
 )
 def test_unknown_method(call):
-    with pytest.raises(errors.ArgumentError, match=r'method must be "auto", a Plan or one of.*"?dense.*taps'):
+    with pytest.raises(
+        errors.ArgumentError, match="method must be \"auto\", a Plan or one of .*, met 'fast'"
+    ):
         call("diagonal", small(), method="fast")
 
 
@@ -312,7 +314,7 @@ def test_reasons_of_methods(taps_everywhere):
     dense = planned("diagonal", small(), method="dense")
     assert dense.reason == "one product per coordinate, right for any function (not asked for)"
     problem = small()
-    assert {share.why for share in dense.shares} == {"not asked for"}
+    assert {share.why for share in dense.shares} == {""}  # no structure was looked for
     graphed = DIAGONAL.ask(problem.closure, problem.tensors, create_graph=True, full_output=True).plan
     assert "create_graph=True keeps every step on one graph" in graphed.reason
     bent = planned("hessian", Problem(BentNet(), squares, x(4, 3)), method="taps")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse import planning
+from hesse.blocks import CannotSweep
 from hesse.certificate import Certificate, certify
 from hesse.cost import Meter
 from hesse.errors import BudgetError, CertificateWarning, NonFiniteWarning, warn
@@ -21,7 +22,7 @@ from hesse.gradient import (
     evaluated,
     require_deterministic,
 )
-from hesse.methods import dense, taps
+from hesse.methods import dense, sweep, taps
 from hesse.planning import Plan
 from hesse.probe import Probe
 from hesse.problem import Problem
@@ -81,8 +82,7 @@ def answer(
     progress = Progress(options.progress)
     with random_state_kept(), progress:
         first = explore(problem, layers=whole is None)
-        samples = first.samples if whole is None else None
-        with evaluated(problem, strict, create_graph, samples) as gradient:
+        with evaluated(problem, strict, create_graph, first if whole is None else None) as gradient:
             require_deterministic(first.value, gradient.value)
             trouble = first_non_finite(problem, gradient)
             if trouble:
@@ -90,7 +90,7 @@ def answer(
             check = options.check and not trouble
             workspace = budget.left() - size
             meter = Meter(gradient, first.seconds)
-            plan = planning.make(question, problem, meter, options.method, workspace, check, whole)
+            plan = planning.make(question, problem, meter, options.method, workspace, check, _refused(whole))
             work = _Work(question, problem, gradient, meter, workspace, progress, create_graph)
             parts, certificate, plan = work.certified(plan, check)
     passes = progress.done + (certificate.probes if certificate else 0)
@@ -106,11 +106,18 @@ def plan_for(question: str, problem: Problem, options: Options) -> Plan:
     budget = Budget(options.memory, problem.tensors[0].device)
     with random_state_kept():
         first = explore(problem, layers=True)
-        with evaluated(problem, samples=first.samples) as gradient:
+        with evaluated(problem, found=first) as gradient:
             require_deterministic(first.value, gradient.value)
             workspace = max(0, budget.left() - planning.answer_bytes(question, problem))
             meter = Meter(gradient, first.seconds)
-            return planning.make(question, problem, meter, options.method, workspace, options.check, whole)
+            return planning.make(
+                question, problem, meter, options.method, workspace, options.check, _refused(whole)
+            )
+
+
+def _refused(whole: str | None) -> dict[str, str]:
+    """The methods that cannot be where the function is taken as a whole."""
+    return {} if whole is None else dict.fromkeys(set(planning.METHODS) - {"dense"}, whole)
 
 
 def _whole(question: str, problem: Problem, method: str | Plan, create_graph: bool) -> str | None:
@@ -143,50 +150,70 @@ class _Work:
     create_graph: bool
 
     def certified(self, plan: Plan, check: bool) -> tuple[list[Any], Certificate | None, Plan]:
-        """Answer as planned; where the check fails, in the next way that assumes less."""
-        ways = dense.ways(self.question, self.gradient)
-        attempts = [(plan, ways[0])] if plan.method != "dense" else []
-        if attempts:
-            plain = planning.make(self.question, self.problem, self.meter, "dense", self.workspace, check)
-        attempts += [(plain if attempts else plan, way) for way in ways]
-        for plan, way in attempts:
+        """Answer as planned; where that cannot be or the check fails, in ways that assume less."""
+        refused: dict[str, str] = {}
+        while plan.method != "dense":
+            self.progress.expect(plan.passes)
+            try:
+                parts, probes = self._run(plan, self._ways[0], check)
+            except CannotSweep as error:  # seen only on the way
+                refused |= {plan.method: str(error)}
+                plan = self._plan("auto", check, refused)
+                continue
+            certificate = certify(self.gradient, probes) if check else None
+            if certificate is None or self._stands(certificate):
+                return parts, certificate, plan
+            self._warn_of(f"by {plan.method}", certificate, last=False)
+            plan = self._plan("dense", check, refused)
+        for way in self._ways:
             self.progress.expect(plan.passes)
             parts, probes = self._run(plan, way, check)
-            if not check:
-                return parts, None, plan
-            certificate = certify(self.gradient, probes)
-            if certificate.passed:
+            certificate = certify(self.gradient, probes) if check else None
+            if certificate is None or self._stands(certificate):
                 break
-            if not math.isfinite(certificate.deviation):
-                warn(
-                    NonFiniteWarning,
-                    f"the {self.question} holds a NaN or an infinity, though the gradient is finite",
-                )
-                break
-            self._warn_of(plan, way, certificate)
+            self._warn_of(str(way), certificate, last=not way.batched, symmetric=way.symmetric)
         return parts, certificate, plan
 
-    def _warn_of(self, plan: Plan, way: dense.Way, certificate: Certificate) -> None:
-        by = str(way) if plan.method == "dense" else f"by {plan.method}"
-        if plan.method == "dense" and not way.batched:
-            next_step = "func is ill-conditioned in this dtype, or its backward is not deterministic"
-        else:
-            next_step = "it is computed again with fewer assumptions"
+    @property
+    def _ways(self) -> list[dense.Way]:
+        return dense.ways(self.question, self.gradient)
+
+    def _plan(self, method: str, check: bool, refused: Mapping[str, str]) -> Plan:
+        return planning.make(self.question, self.problem, self.meter, method, self.workspace, check, refused)
+
+    def _stands(self, certificate: Certificate) -> bool:
+        """Is there nothing that another way could do better?"""
+        if certificate.passed:
+            return True
+        if math.isfinite(certificate.deviation):
+            return False
+        warn(
+            NonFiniteWarning,
+            f"the {self.question} holds a NaN or an infinity, though the gradient is finite",
+        )
+        return True
+
+    def _warn_of(self, how: str, certificate: Certificate, last: bool, symmetric: bool = False) -> None:
+        next_step = (
+            "func is ill-conditioned in this dtype, or its backward is not deterministic"
+            if last
+            else "it is computed again with fewer assumptions"
+        )
         hint = (
             " (a Hessian that is not symmetric comes from a hook, a custom backward or an error in "
             "torch's own)"
-            if way.symmetric
+            if symmetric
             else ""
         )
         warn(
             CertificateWarning,
-            f"the {self.question} computed {by} deviates from plain autograd by "
+            f"the {self.question} computed {how} deviates from plain autograd by "
             f"{certificate.deviation:.2g}, where rounding explains {certificate.bound:.2g}; "
             f"{next_step}{hint}",
         )
 
     def _run(self, plan: Plan, way: dense.Way, check: bool) -> tuple[list[Any], list[Probe]]:
-        """The planned tensors by taps and all others by one product per coordinate."""
+        """The planned tensors by the plan's method, all others by one product per coordinate."""
         known: Mapping[Any, Tensor] = {}
         probes: list[Probe] = []
         layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
@@ -195,6 +222,8 @@ class _Work:
             taps.run(answer, layers, self.gradient, self.workspace, self.progress)
             known = answer.parts()
             probes = answer.probes()
+        if plan.by("sweep"):
+            known, probes = self._swept(plan.by("sweep"), check)
         outcome = dense.run(
             self.question,
             self.gradient,
@@ -206,6 +235,13 @@ class _Work:
             known,
         )
         return outcome.parts, [*probes, *outcome.probes]
+
+    def _swept(self, leaves: frozenset[int], check: bool) -> tuple[dict[int, Tensor], list[Probe]]:
+        tape = self.gradient.tape
+        assert tape is not None
+        with sweep.refusing():
+            way = sweep.route(tape, self.gradient.value, self.gradient.places)
+            return sweep.diagonal(way, leaves, check)
 
     def _chunk_limit(self) -> int:
         """How many of the dense products may be batched."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from hesse.gradient import Gradient
@@ -44,22 +45,32 @@ class Rates:
     """How fast a machine works, before it is scaled by the time of one gradient.
 
     Attributes:
-        node: seconds for a node of a backward pass, whatever its size.
-        batch: likewise when several vectors are batched.
+        start: seconds to get ready for an evaluation.
         call: seconds to record a call and make its nodes.
+        node: seconds for a node of a backward pass, or a call, whatever its size.
+        batch: likewise when several vectors are batched.
         move: bytes a second, of tensors that stay in the cache for the most part.
         multiply: operations a second of matrix products.
+        step: seconds to take a call out of a sweep, whatever its size.
+        carry: operations a second of a sweep, of which many are elementwise.
     """
 
-    node: float = 8e-6
-    batch: float = 6e-5
-    call: float = 5e-5
-    move: float = 4e9
-    multiply: float = 6e10
+    start: float = 3e-4
+    call: float = 4.5e-5
+    node: float = 6e-6
+    batch: float = 2.5e-5
+    move: float = 6e9
+    multiply: float = 1.2e11
+    step: float = 2e-4
+    carry: float = 4e10
+
+    def at(self, width: int) -> Rates:
+        """The rates for numbers of so many bytes; as they stand they are for four."""
+        return replace(self, multiply=self.multiply * 4 / width, carry=self.carry * 4 / width)
 
 
 CPU = Rates()
-CUDA = Rates(node=2e-5, batch=1e-4, call=8e-5, move=1e12, multiply=2e13)
+CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=6e-4, carry=5e12)
 _EVER = 1 << 61
 CHUNK = 128  # columns in a batch, as they are found to be best for most functions
 
@@ -77,15 +88,23 @@ class Meter:
         self._times = [time for time, _ in done]
         self._flops = [0, *accumulate(operations for _, operations in done)]
         self._forward = made(gradient.value.grad_fn)
-        self.rates = CUDA if gradient.value.is_cuda else CPU
+        self.rates = (CUDA if gradient.value.is_cuda else CPU).at(gradient.value.dtype.itemsize)
         count, moved = self._spans.between(0, _EVER)
         predicted = (
-            len(done) * self.rates.call
+            self.rates.start
+            + len(done) * self.rates.call
             + count / 2 * self.rates.node  # half of the nodes belong to the gradient's own graph
             + moved / 2 / self.rates.move
             + 3 * self._flops[-1] / self.rates.multiply
         )
-        self._scale = min(4.0, max(0.25, seconds / predicted)) if predicted and seconds else 1.0
+        # The square root: of a small function, the gradient's time says as much of Python as of the passes.
+        self._seconds = seconds
+        self._scale = min(3.0, max(0.3, math.sqrt(seconds / predicted))) if seconds else 1.0
+
+    @property
+    def preparation(self) -> Cost:
+        """What comes before the first product, whatever the method: some evaluations with their gradients."""
+        return Cost(seconds=4 * self._seconds)
 
     def products(self, columns: int, first: int, last: int, bytes_: int, limit: int = CHUNK) -> Cost:
         """Products with the derivative of a gradient made at `last` by a place made at `first`."""
@@ -100,16 +119,21 @@ class Meter:
         start = bisect_left(self._times, first)
         stop = bisect_left(self._times, min(last, self._forward) + 1)
         operations = times * (self._flops[stop] - self._flops[start])
-        batches = -(-columns // limit)
+        batches = -(-columns // limit) + (columns > 32 < limit)  # the first ones are smaller
         each = self.rates.node if limit == 1 else self.rates.batch
         seconds = batches * count * each + columns * (
             moved / self.rates.move + operations / self.rates.multiply
         )
         return Cost(columns, columns * operations, min(columns, limit) * bytes_, self._scale * seconds)
 
-    def arithmetic(self, operations: float, moved: float, bytes_: int = 0) -> Cost:
+    def walk(self, calls: int, operations: float, bytes_: int) -> Cost:
+        """A walk over calls of the tape by itself."""
+        seconds = calls * self.rates.step + operations / self.rates.carry
+        return Cost(0, operations, bytes_, self._scale * seconds)
+
+    def arithmetic(self, operations: float, moved: float, bytes_: int = 0, calls: int = 0) -> Cost:
         """Work outside of the graph."""
-        seconds = operations / self.rates.multiply + moved / self.rates.move
+        seconds = operations / self.rates.multiply + moved / self.rates.move + calls * self.rates.node
         return Cost(0, operations, bytes_, seconds)
 
 

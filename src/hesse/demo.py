@@ -41,10 +41,13 @@ def run(folder: Path) -> None:
         # Second derivatives are of the training loss on some of the images, in float64.
         inputs, targets = images[:_CURVATURE].double(), labels[:_CURVATURE]
 
-        _headline("A convolutional network, and the diagonal of its Hessian")
-        network = _trained(_convolutional(), images, labels)
+        _headline("A residual network, and the plan for the diagonal of its Hessian")
+        network = _trained(_residual(), images, labels, epochs=8)
         result = hesse.model_hessian_diagonal(network, cross_entropy, inputs, targets, full_output=True)
         diagonal = _named("diagonal", network, result)
+        print(f"\n{result.plan}")
+
+        _headline("That diagonal")
         print(by_tensor(diagonal))
         print(summary(result))
 
@@ -97,15 +100,26 @@ def _digits() -> tuple[Tensor, Tensor]:
     return images[order], torch.tensor(digits.target)[order]
 
 
-def _convolutional() -> nn.Module:
+class _Block(nn.Module):
+    """Two convolutions, added to what comes in."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.relu(images + self.second(torch.relu(self.first(images))))
+
+
+def _residual() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.Tanh(),
+        nn.Conv2d(1, 48, 3, stride=2, padding=1),
+        nn.ReLU(),
+        *(_Block(48) for _ in range(3)),
         nn.AvgPool2d(2),
-        nn.Conv2d(8, 16, 3),
-        nn.Tanh(),
         nn.Flatten(),
-        nn.Linear(64, CLASSES),
+        nn.Linear(4 * 48, CLASSES),
     )
 
 
@@ -113,11 +127,11 @@ def _perceptron() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, CLASSES))
 
 
-def _trained(network: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
+def _trained(network: nn.Module, images: Tensor, labels: Tensor, epochs: int = 30) -> nn.Module:
     """Train in float32, which is fast; give back a float64 copy, whose derivatives have all digits."""
     began = time.perf_counter()
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for _ in range(30):
+    for _ in range(epochs):
         for batch in torch.randperm(_TRAIN).split(64):
             optimizer.zero_grad()
             cross_entropy(network(images[batch]), labels[batch]).backward()
@@ -204,9 +218,7 @@ def _figure(diagonal: NamedResult, plain_seconds: float, hessian: NamedResult, s
 
     axes = figure.add_subplot(grid[0, :2])
     figures.draw_diagonal(axes, diagonal)
-    figures.entitle(
-        axes, f"Convolutional network: the {sum(diagonal.sizes):,} entries of its Hessian's diagonal"
-    )
+    figures.entitle(axes, f"Residual network: the {sum(diagonal.sizes):,} entries of its Hessian's diagonal")
 
     axes = figure.add_subplot(grid[0, 2])
     seconds = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,22 +14,7 @@ from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
 from hesse.tape.layers import LayerCall, layer_call
 from hesse.tape.record import Call, Recorder, Value
-from hesse.tape.samples import ONE_SAMPLE, Perturbing, Samples, noticed
-
-
-@dataclass(frozen=True)
-class Exploration:
-    """What the first look found.
-
-    Attributes:
-        value: the function's value.
-        samples: where the samples are in every layer's input and output, by the call's order on the tape.
-        seconds: time of the evaluation and its gradient.
-    """
-
-    value: Tensor
-    samples: Mapping[int, Samples] = field(default_factory=dict)
-    seconds: float = 0.0
+from hesse.tape.samples import ONE_SAMPLE, Exploration, Perturbing, Samples, everywhere, noticed
 
 
 def explore(problem: Problem, layers: bool) -> Exploration:
@@ -50,13 +34,14 @@ def explore(problem: Problem, layers: bool) -> Exploration:
             gradients = _gradients(value, [call.output for call in calls])
     seconds = time.perf_counter() - began
     samples = dict.fromkeys((call.order for call in calls), ONE_SAMPLE)
+    places: Sequence[Sequence[Samples | None]] = ()
     for dim in (0, 1) if gradients else ():
-        places = _places(problem, recorder.calls, calls, gradients, dim)
-        if _separate(places) > _separate(samples):
-            samples = places
+        found, results = _places(problem, recorder.calls, calls, gradients, dim)
+        if _separate(found) > _separate(samples):
+            samples, places = found, results
         if _separate(samples) == len(calls):
             break
-    return Exploration(value.detach(), samples, seconds)
+    return Exploration(value.detach(), samples, places, seconds)
 
 
 def _gradients(value: Tensor, outputs: Sequence[Value]) -> Sequence[Tensor | None]:
@@ -75,17 +60,20 @@ def _places(
     calls: Sequence[LayerCall],
     gradients: Sequence[Tensor | None],
     dim: int,
-) -> dict[int, Samples]:
-    """Where the samples are if those that come in lie in dimension `dim`; one sample where they touch."""
+) -> tuple[dict[int, Samples], list[list[Samples | None]]]:
+    """Where the samples are if those that come in lie in dimension `dim`; one sample where they touch.
+
+    In the layers, and in the results of every call.
+    """
     with isolated() as watch:
         leaves = problem.leaves()
         again = Perturbing(leaves, before, calls, dim)
         if again.count == 1:
-            return {}
+            return {}, []
         with again:
             value = evaluate(problem, leaves, watch)
         if again.hidden or len(again.calls) != len(before) or not value.requires_grad:
-            return {}
+            return {}, []
         found = _gradients(value, [again.calls[call.order].outputs[0] for call in calls])
     places = {}
     for call, gradient, other in zip(calls, gradients, found, strict=True):
@@ -93,4 +81,4 @@ def _places(
         if own.count > 1 and gradient is not None and other is not None:
             own = ONE_SAMPLE if noticed(gradient, other, own, again.which) else own
         places[call.order] = own
-    return places
+    return places, everywhere(before, again.calls, again.which)

@@ -24,8 +24,8 @@ from hesse.problem import Problem
 from hesse.runtime.graph import made, nodes
 from hesse.runtime.isolation import Watch, isolated
 from hesse.tape.layers import layer_call, tappable
-from hesse.tape.record import Call, Recorder
-from hesse.tape.samples import ONE_SAMPLE, Samples
+from hesse.tape.record import Call, Recorder, Value
+from hesse.tape.samples import ONE_SAMPLE, Exploration, Samples
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Gradient:
         parts: the gradient by each leaf; None where a leaf has no influence or requires no grad.
         symmetric: nothing was met that could make the derivative of the gradient asymmetric.
         layers: the layers that can be tapped, in their order.
-        calls: the tape, where structure was looked for.
+        tape: the calls of the evaluation, where structure was looked for.
+        places: where the samples are in the values of the tape, of those that have to do with them.
         apart: why a weight of a layer cannot be tapped, by its index.
     """
 
@@ -47,13 +48,19 @@ class Gradient:
     parts: tuple[Tensor | None, ...]
     symmetric: bool
     layers: tuple[Layer, ...] = ()
-    calls: tuple[Call, ...] = ()
+    tape: Recorder | None = None
+    places: Mapping[Value, Samples] = field(default_factory=dict)
     apart: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def curved(self) -> list[int]:
         """Indices of the tensors whose gradient is not constant; all others have zero rows."""
         return [i for i, part in enumerate(self.parts) if part is not None and part.requires_grad]
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """The calls on the tape."""
+        return self.tape.calls if self.tape else ()
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -138,15 +145,15 @@ def evaluated(
     problem: Problem,
     strict: bool = False,
     create_graph: bool = False,
-    samples: Mapping[int, Samples] | None = None,
+    found: Exploration | None = None,
 ) -> Iterator[Gradient]:
     """Evaluate the problem and its gradient; the caller's state is put back when the block ends.
 
-    `samples`: where they are in the layers, by the order of the calls. With it the calls are recorded and
-    the gradient is taken by the outputs of the layers too.
+    `found`: what a first look has found. With it the calls are recorded and the gradient is taken by the
+    outputs of the layers too.
     """
     with isolated(third_order=create_graph) as watch, errors_explained():
-        yield _differentiate(problem, watch, strict, create_graph, samples)
+        yield _differentiate(problem, watch, strict, create_graph, found)
 
 
 def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tensor:
@@ -178,7 +185,7 @@ def require_deterministic(value: Tensor, again: Tensor) -> None:
 
 
 def _differentiate(
-    problem: Problem, watch: Watch, strict: bool, create_graph: bool, samples: Mapping[int, Samples] | None
+    problem: Problem, watch: Watch, strict: bool, create_graph: bool, found: Exploration | None
 ) -> Gradient:
     leaves = problem.leaves(connected=create_graph)
     if strict:
@@ -188,7 +195,7 @@ def _differentiate(
                     f"{name} does not require grad; call {name}.requires_grad_() or use strict=False"
                 )
     recorder = Recorder(leaves)
-    with nullcontext() if samples is None else recorder:
+    with nullcontext() if found is None else recorder:
         value = evaluate(problem, leaves, watch)
     active = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
     if not value.requires_grad and watch.ungraphed is not None:
@@ -210,7 +217,7 @@ def _differentiate(
     layers: list[Layer] = []
     apart: dict[int, str] = {}
     if value.requires_grad and active:
-        samples = samples or {}
+        samples = found.samples if found else {}
         calls = [layer for call in recorder.calls if (layer := layer_call(call)) is not None]
         if watch.nested_gradient:  # which reads the weights once more, from inside of the layers' own nodes
             apart = {call.weight: "the function takes gradients itself" for call in calls}
@@ -218,17 +225,17 @@ def _differentiate(
         else:
             calls, apart = tappable(calls, value, leaves)
         by: list[Any] = [*(leaves[i] for i in active), *(call.output.edge for call in calls)]
-        found = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(value, by, create_graph=True, allow_unused=True)
         seen = {
             call: part
-            for call, part in zip(calls, found[len(active) :], strict=True)
+            for call, part in zip(calls, gradients[len(active) :], strict=True)
             if part is not None and part.requires_grad
         }
         layers = sorted(
             (Layer(call, samples.get(call.order, ONE_SAMPLE), part) for call, part in seen.items()),
             key=lambda layer: layer.call.order,
         )
-        for i, part in zip(active, found[: len(active)], strict=True):
+        for i, part in zip(active, gradients[: len(active)], strict=True):
             parts[i] = part
             if strict and part is None:
                 raise IndependentError(
@@ -242,9 +249,22 @@ def _differentiate(
         tuple(parts),
         not customs and not mixed,
         tuple(layers),
-        tuple(recorder.calls),
+        None if found is None else recorder,
+        _placed(recorder, found),
         apart,
     )
+
+
+def _placed(recorder: Recorder, found: Exploration | None) -> dict[Value, Samples]:
+    """The places of samples that a first look has found, by the values of this evaluation."""
+    if found is None or len(found.places) != len(recorder.calls):
+        return {}
+    return {
+        value: place
+        for call, places in zip(recorder.calls, found.places, strict=True)
+        for value, place in zip(call.outputs, places, strict=True)
+        if place is not None
+    }
 
 
 def _custom_functions(value: Tensor) -> set[type]:

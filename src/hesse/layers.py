@@ -23,6 +23,7 @@ once and has the shape of z.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
@@ -34,6 +35,7 @@ from hesse.tape.layers import Kind, LayerCall
 from hesse.tape.samples import Samples
 
 Form = tuple[int, Kind]
+_TILE = 1 << 22  # elements of a block that are made at a time
 
 
 class Layer:
@@ -273,7 +275,9 @@ class Matrix:
 
     def __init__(self, layers: Iterable[Layer], within: bool) -> None:
         self._within = within
+        layers = list(layers)
         self._layers = {layer.form: layer for layer in layers}
+        self._uses = Counter(layer.form for layer in layers)
         # By form of the weights, each joined with its bias: (G O, I, H P, Q). Of a layer with itself, the
         # rows of outputs from the column's on: the rest follows by symmetry.
         self._blocks: dict[tuple[Form, Form, bool], Tensor] = {}
@@ -290,6 +294,9 @@ class Matrix:
         block = self._block(key, rows, columns)
         groups, inputs = rows.a.shape[2:]
         half = rows is columns and groups == 1
+        if half and rows.positions == 1 and self._uses[rows.form] == 1:
+            _add_own(block, rows.a[:, 0, 0], numbers, M[:, :, 0, 0])
+            return
         per_group = columns.gamma.shape[3]
         for p, places, positions in columns.outputs(numbers):
             start = p if half else 0
@@ -310,7 +317,11 @@ class Matrix:
         found: dict[tuple[int, int], Tensor] = {}
         while self._blocks:
             (w, x, crossed), block = self._blocks.popitem()
-            if not crossed and self._layers[w].groups == 1:
+            if (
+                not crossed
+                and self._layers[w].groups == 1
+                and (self._layers[w].positions, self._uses[w]) != (1, 1)
+            ):
                 _mirror(block)
             for (i, j), part in self._split(block, self._layers[w], self._layers[x]).items():
                 if i <= j:
@@ -346,6 +357,24 @@ def _rows(layer: Layer, M: Tensor, J: Tensor | None, start: int) -> Tensor:
     if J is not None:
         T += torch.einsum("ntgo,sntgi->nsgoi", gamma, J)
     return T
+
+
+def _add_own(block: Tensor, a: Tensor, numbers: range, M: Tensor) -> None:
+    """The block of a layer with one position, symmetric in its outputs and in its inputs.
+
+    `a` is [N, I], M is [c, N, O]. Products of inputs are made once for all pairs of outputs.
+    """
+    outer = (a[:, :, None] * a[:, None, :]).flatten(1)
+    inputs = a.shape[1]
+    most = max(1, _TILE // (inputs * inputs * block.shape[0]))
+    for start in range(numbers.start, numbers.stop, most):
+        stop = min(start + most, numbers.stop)
+        columns = torch.arange(start, stop, device=a.device)
+        row, o = (columns[:, None] <= torch.arange(block.shape[0], device=a.device)).nonzero().T
+        p = columns[row]
+        values = (M[p - numbers.start, :, o] @ outer).view(-1, inputs, inputs)
+        block[o, :, p] = values
+        block[p, :, o] = values
 
 
 def _mirror(block: Tensor) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
+from hesse.blocks import CannotSweep
 from hesse.cost import Cost, Meter, total
 from hesse.errors import ArgumentError
 from hesse.gradient import Gradient
 from hesse.layers import Layer
-from hesse.methods import dense, taps
+from hesse.methods import dense, sweep, sweep_cost, taps
 from hesse.problem import Problem
 from hesse.runtime.memory import show
 
-METHODS = ("dense", "taps")
+METHODS = ("sweep", "taps", "dense")
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,27 @@ def wanted(method: str | Plan) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class _Option:
+    """A way to answer the whole question: some tensors by a method, the others by dense.
+
+    Attributes:
+        method: its name.
+        cost: of everything but the check.
+        shares: for the tensors that the method answers, how.
+        pieces: the tensors whose blocks are checked by one product each.
+        reason: what to say of it.
+        left: why it does not answer the others, where that is known.
+    """
+
+    method: str
+    cost: Cost
+    shares: Mapping[int, str]
+    pieces: Sequence[int]
+    reason: str
+    left: Mapping[int, str] = field(default_factory=dict)
+
+
 def make(
     question: str,
     problem: Problem,
@@ -164,7 +186,7 @@ def make(
     method: str | Plan,
     workspace: int,
     check: bool,
-    whole: str | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> Plan:
     """Compare the methods and choose; nothing is differentiated twice.
 
@@ -175,125 +197,167 @@ def make(
         method: what the caller asked for.
         workspace: bytes that the answer's making may use beside the answer.
         check: count the check.
-        whole: why the function has to be taken as a whole, or None.
+        refused: methods that are out of the question, and why.
     """
     name = wanted(method)
     gradient = meter.gradient
     size = answer_bytes(question, problem)
-    plain = dense.costs(question, gradient, meter, workspace)
-    checks = {"dense": _check(question, gradient, meter, list(plain)) if check else Cost()}
-    ways: dict[str, tuple[Cost, list[Layer]]] = {"dense": (total(plain.values()), [])}
-
-    why_not, layers = taps.usable(question, gradient)
-    if whole or name == "dense":
-        why_not, layers = whole or "not asked for", []
-    elif isinstance(method, Plan):
-        layers = [layer for layer in layers if layer.call.weight in method.by("taps")]
-        missing = method.by("taps") - {i for layer in layers for i in layer.tensors}
-        if missing:
-            raise ArgumentError(
-                f"method is a plan that takes {problem.names[min(missing)]} by taps, but it is no weight of "
-                f"a layer here ({why_not or 'or is used elsewhere too'}); make a new plan with hesse.plan"
+    found: dict[str, _Option | str] = dict(refused or {})
+    for other in METHODS:
+        if other not in found:
+            sought = name in ("auto", "sweep", other) or other == "dense"
+            planned = method.by(other) if isinstance(method, Plan) else None
+            found[other] = (
+                _OPTIONS[other](question, problem, meter, workspace, planned) if sought else "not asked for"
             )
-    elif layers:
-        layers = _paying(question, layers, plain, meter)
-        why_not = None if layers else "one product per coordinate is as fast for every layer"
-    if layers and not why_not:
-        tapped = {i for layer in layers for i in layer.tensors}
-        rest = [cost for i, cost in plain.items() if i not in tapped]
-        ways["taps"] = taps.cost(question, layers, meter) + total(rest), layers
-        joined = {layer.call.weight for layer in layers} if question == "diagonal" else tapped
-        pieces = [*joined, *(i for i in plain if i not in tapped)]
-        checks["taps"] = _check(question, gradient, meter, pieces) if check else Cost()
-
-    def seconds(way: str) -> float:
-        return ways[way][0].seconds + checks[way].seconds
-
-    best = min(ways, key=seconds)
-    if name in METHODS:
-        best = name if name in ways else "dense"
-    cost, layers = ways[best]
+    options = {way: option for way, option in found.items() if isinstance(option, _Option)}
+    if isinstance(method, Plan):
+        missing = method.by(name) - options[name].shares.keys() if name in options else method.by(name)
+        if missing and name != "dense":
+            raise ArgumentError(
+                f"method is a plan that takes {problem.names[min(missing)]} by {name}, which does not apply "
+                f"({found[name] if name not in options else 'it is used in another way'}); make a new plan "
+                f"with hesse.plan"
+            )
+    checks = {way: _check(question, meter, option) if check else Cost() for way, option in options.items()}
+    seconds = {
+        way: (meter.preparation + option.cost + checks[way]).seconds for way, option in options.items()
+    }
+    fitting = [way for way in options if options[way].cost.bytes <= workspace] or ["dense"]
+    # A method that is asked for and does not apply gives way to the best that does.
+    best = name if name in options else min(fitting, key=seconds.__getitem__)
+    chosen = options[best]
+    without = next((why for way, why in found.items() if isinstance(why, str) and way != "dense"), "")
     return Plan(
         question=question,
         method=best,
-        reason=_reason(best, layers, problem, plain, why_not),
-        passes=cost.passes,
+        reason=chosen.reason + (f" ({without})" if best == "dense" and without else ""),
+        passes=chosen.cost.passes,
         check_passes=checks[best].passes,
-        flops=cost.flops,
-        peak_bytes=size + cost.bytes,
+        flops=chosen.cost.flops,
+        peak_bytes=size + chosen.cost.bytes,
         answer_bytes=size,
-        seconds=seconds(best),
+        seconds=seconds[best],
         estimates=tuple(
-            Estimate(way, None, c.passes, c.flops, size + c.bytes, seconds(way))
-            if (c := ways[way][0] if way in ways else None)
-            else Estimate(way, why_not)
+            Estimate(way, None, o.cost.passes, o.cost.flops, size + o.cost.bytes, seconds[way])
+            if isinstance(o := found[way], _Option)
+            else Estimate(way, o)
             for way in METHODS
         ),
-        shares=tuple(_shares(problem, gradient, layers, whole)),
+        shares=tuple(_shares(problem, gradient, chosen)),
     )
 
 
-def _paying(question: str, layers: Sequence[Layer], plain: Mapping[int, Cost], meter: Meter) -> list[Layer]:
+def _dense(
+    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
+) -> _Option:
+    costs = dense.costs(question, meter, workspace)
+    return _Option(
+        "dense", total(costs.values()), {}, list(costs), "one product per coordinate, right for any function"
+    )
+
+
+def _taps(
+    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
+) -> _Option | str:
+    why_not, layers = taps.usable(question, meter.gradient)
+    if why_not:
+        return why_not
+    beside = dense.costs(question, meter, workspace, joined=True)
+    if planned is None:
+        layers = _paying(question, layers, beside, meter)
+    else:
+        layers = [layer for layer in layers if layer.call.weight in planned]
+    if not layers:
+        return "one product per coordinate is as fast for every layer"
+    uses: dict[int, list[Layer]] = {}
+    for layer in layers:
+        for i in layer.tensors:
+            uses.setdefault(i, []).append(layer)
+    joined = {layer.call.weight for layer in layers} if question == "diagonal" else set(uses)
+    count = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
+    return _Option(
+        "taps",
+        taps.cost(question, layers, meter) + total(cost for i, cost in beside.items() if i not in uses),
+        {i: _by_taps(i, those, problem.sizes[i]) for i, those in uses.items()},
+        [*joined, *(i for i in beside if i not in uses)],
+        f"{count} with {sum(problem.sizes[i] for i in uses):,} coordinates take one product per output and "
+        f"position{_others(problem, beside, uses)}",
+        {i: "a product per coordinate is as fast" for layer in meter.gradient.layers for i in layer.tensors},
+    )
+
+
+def _by_taps(index: int, uses: Sequence[Layer], size: int) -> str:
+    call, columns = uses[0].call, sum(layer.columns for layer in uses)
+    times = f" used {len(uses)} times" if len(uses) > 1 else ""
+    role = "weight" if index == call.weight else "bias"
+    return f"{role} of {call.name}{times}: {columns:,} columns instead of {size:,}"
+
+
+def _paying(question: str, layers: Sequence[Layer], beside: Mapping[int, Cost], meter: Meter) -> list[Layer]:
     """The layers for whose weights taps take less time than one product per coordinate."""
     kept = list(layers)
     for weight in dict.fromkeys(layer.call.weight for layer in layers):
         own = [layer for layer in kept if layer.call.weight == weight]
         others = [layer for layer in kept if layer.call.weight != weight]
-        dense_seconds = sum(
-            plain[i].seconds for i in {i for layer in own for i in layer.tensors} & set(plain)
-        )
-        if taps.cost(question, own, meter, beside=others).seconds > dense_seconds:
+        rows = {i for layer in own for i in layer.tensors} & beside.keys()
+        if taps.cost(question, own, meter, beside=others).seconds > total(beside[i] for i in rows).seconds:
             kept = others
     return kept
 
 
-def _check(question: str, gradient: Gradient, meter: Meter, pieces: Sequence[int]) -> Cost:
-    """One product for the full Hessian, otherwise one for every piece that is computed by itself."""
-    if question == "hessian":
-        pieces = pieces[:1]
-    return total(meter.products(1, 0, gradient.made(i), 0, limit=1) for i in pieces)
-
-
-def _reason(
-    best: str, layers: Sequence[Layer], problem: Problem, plain: Mapping[int, Cost], why_not: str | None
-) -> str:
-    if best == "dense":
-        tail = f" ({why_not})" if why_not else ""
-        return f"one product per coordinate, right for any function{tail}"
-    tapped = {i for layer in layers for i in layer.tensors}
-    coordinates = sum(problem.sizes[i] for i in tapped)
-    rest = sum(problem.sizes[i] for i in plain if i not in tapped)
-    other = f"; the other {rest:,} coordinates take one each" if rest else ""
-    uses = "layer" if len(layers) == 1 else "layers"
-    return (
-        f"{len(layers)} {uses} with {coordinates:,} coordinates take one product per output and position"
-        f"{other}"
+def _sweep(
+    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
+) -> _Option | str:
+    gradient = meter.gradient
+    if question != "diagonal":
+        return f"gives diagonals, not the {question}"
+    if gradient.tape is None or not gradient.places:
+        return "no samples were found that do not touch"
+    try:
+        with sweep.refusing():
+            way = sweep.route(gradient.tape, gradient.value, gradient.places)
+    except CannotSweep as error:
+        return str(error)
+    estimate = sweep_cost.cost(way)
+    cost = meter.walk(len(way.steps), estimate.flops, estimate.peak_bytes)
+    covered = way.covered if planned is None else way.covered & set(planned)
+    beside = {i: cost for i, cost in dense.costs(question, meter, workspace).items() if i not in covered}
+    count = "1 call" if len(way.steps) == 1 else f"{len(way.steps)} calls"
+    unknown = f", {', '.join(estimate.unknown)} by autograd" if estimate.unknown else ""
+    return _Option(
+        "sweep",
+        cost + total(beside.values()),
+        dict.fromkeys(covered, "read from the curvature on the way"),
+        [*(entry.leaves[0] for entry in way.probed(covered)), *beside],
+        f"one walk back over {count}{unknown}, without products{_others(problem, beside, covered)}",
+        dict.fromkeys(beside, "does not enter linearly, only once, where samples are apart"),
     )
 
 
-def _shares(
-    problem: Problem, gradient: Gradient, layers: Sequence[Layer], whole: str | None
-) -> Iterator[Share]:
-    tapped: dict[int, list[Layer]] = {}
-    for layer in layers:
-        for i in layer.tensors:
-            tapped.setdefault(i, []).append(layer)
-    tappable = {i for layer in gradient.layers for i in layer.tensors}
+_OPTIONS = {"sweep": _sweep, "taps": _taps, "dense": _dense}
+
+
+def _others(problem: Problem, beside: Mapping[int, Cost], taken: Collection[int]) -> str:
+    rest = sum(problem.sizes[i] for i in beside if i not in taken)
+    return f"; the other {rest:,} coordinates take one product each" if rest else ""
+
+
+def _check(question: str, meter: Meter, option: _Option) -> Cost:
+    """One product for the full Hessian, otherwise one for every piece that is computed by itself."""
+    pieces = option.pieces[:1] if question == "hessian" else option.pieces
+    return total(meter.products(1, 0, meter.gradient.made(i), 0, limit=1) for i in pieces)
+
+
+def _shares(problem: Problem, gradient: Gradient, chosen: _Option) -> Iterator[Share]:
     for i, (name, tensor) in enumerate(zip(problem.names, problem.tensors, strict=True)):
-        method = "taps" if i in tapped else "dense"
-        if i in tapped:
-            columns, call = sum(layer.columns for layer in tapped[i]), tapped[i][0].call
-            role = "weight" if i == call.weight else "bias"
-            times = f" used {len(tapped[i])} times" if len(tapped[i]) > 1 else ""
-            why = f"{role} of {call.name}{times}: {columns:,} columns instead of {tensor.numel():,}"
+        method, why = "dense", chosen.left.get(i, gradient.apart.get(i, ""))
+        if i in chosen.shares:
+            method, why = chosen.method, chosen.shares[i]
         elif i not in gradient.curved:
             method, why = "zero", "the function is linear in it, or does not depend on it"
-        elif whole:
-            why = whole
-        elif i in tappable:
-            why = "a product per coordinate is as fast"
-        else:
-            why = gradient.apart.get(i, "no weight of a layer")
+        elif chosen.method == "taps" and not why:
+            why = "no weight of a layer"
         yield Share(name, tensor.shape, tensor.dtype, method, why)
 
 

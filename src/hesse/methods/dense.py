@@ -54,8 +54,12 @@ def ways(question: str, gradient: Gradient) -> list[Way]:
     return plain
 
 
-def costs(question: str, gradient: Gradient, meter: Meter, workspace: int) -> dict[int, Cost]:
-    """What the rows of every tensor take."""
+def costs(question: str, meter: Meter, workspace: int, joined: bool = False) -> dict[int, Cost]:
+    """What the rows of every tensor take.
+
+    `joined`: other tensors are answered by another method, so that rows of a full Hessian have all columns.
+    """
+    gradient = meter.gradient
     leaves = gradient.leaves
     first = {i: gradient.first_use(i) for i in gradient.curved}
     everything = sum(leaf.numel() * leaf.dtype.itemsize for leaf in leaves)
@@ -63,12 +67,12 @@ def costs(question: str, gradient: Gradient, meter: Meter, workspace: int) -> di
     for i in (i for i in gradient.curved if leaves[i].numel()):
         rows, whole = leaves[i].numel(), question == "hessian"
         # For the full Hessian a row is taken by this tensor and those after it.
-        since = min(first[j] for j in gradient.curved if j >= i) if whole else first[i]
+        since = min(first[j] for j in gradient.curved if j >= i or joined) if whole else first[i]
         width = everything if whole else rows * leaves[i].dtype.itemsize
         held = meter.column + 2 * width
         limit = max(1, min(CHUNK, workspace // held))
         found[i] = meter.products(rows, since, gradient.made(i), held, limit) + meter.arithmetic(
-            0, 2 * rows * width
+            0, 6 * rows * width
         )
     return found
 

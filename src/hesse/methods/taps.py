@@ -88,14 +88,18 @@ def _work(rows: Layer, columns: Layer, whole: bool, meter: Meter) -> Cost:
     elements = columns.columns * count * rows.columns  # of M
     sums = 2 * elements * inputs if rows.positions > 1 else 0
     if not whole:
-        return meter.arithmetic(sums / outputs, 4 * width * elements)
+        return meter.arithmetic(sums / outputs, 6 * width * elements)
     tall = outputs * inputs  # rows of the block
     products = columns.columns * count * tall  # elements of T
     operations = sums + 2 * products * columns.a.shape[3]
     if rows is columns:
         operations, products = operations // 2, products // 2
     block = tall * columns.columns // columns.positions * columns.a.shape[3]
-    return meter.arithmetic(operations, width * (products + 4 * block), width * 2 * block)
+    # T is written and read, new memory is slow the first time, every output of `columns` takes some calls.
+    calls = 0 if rows is columns and rows.positions == 1 else 8 * columns.columns // columns.positions
+    return meter.arithmetic(
+        operations, width * (2 * products + 3 * elements + 8 * block), width * 2 * block, calls
+    )
 
 
 def _uses(layers: Sequence[Layer], layer: Layer) -> int:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from hesse.runtime.graph import nodes
 from hesse.tape.record import Call, Value
@@ -178,7 +177,7 @@ def layer_call(call: Call) -> LayerCall | None:
     arguments: list[Any] = list(call.arguments)
     for i, value in call.inputs.items():
         arguments[i] = value
-    args, kwargs = pytree.tree_unflatten(arguments, call.spec)
+    args, kwargs = call.nested(arguments)
     read = reader(*args, **kwargs)
     if read is None:
         return None

@@ -54,7 +54,7 @@ class Call:
     Attributes:
         func: the function of the torch API.
         arguments: `args` and `kwargs`, flat; an argument that the call overwrites is a copy.
-        spec: how to nest them again.
+        spec: how to nest them again; where nothing is nested, the names of the keywords do.
         inputs: the arguments that require grad, by their position in `arguments`.
         outputs: the results that require grad, in order.
         order: number of the call on the tape.
@@ -62,7 +62,7 @@ class Call:
 
     func: Callable[..., Any]
     arguments: list[Any]
-    spec: pytree.TreeSpec
+    spec: pytree.TreeSpec | tuple[str, ...]
     inputs: dict[int, Value]
     outputs: list[Value]
     order: int
@@ -75,8 +75,16 @@ class Call:
 
     def again(self, arguments: Sequence[Any]) -> Any:
         """The same call with other arguments."""
-        args, kwargs = pytree.tree_unflatten(list(arguments), self.spec)
+        args, kwargs = self.nested(arguments)
         return self.func(*args, **kwargs)
+
+    def nested(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Flat arguments as positional ones and keywords."""
+        if isinstance(self.spec, tuple):
+            count = len(arguments) - len(self.spec)
+            return arguments[:count], dict(zip(self.spec, arguments[count:], strict=True))
+        args, kwargs = pytree.tree_unflatten(list(arguments), self.spec)
+        return args, kwargs
 
 
 class Recorder(TorchFunctionMode):
@@ -122,7 +130,12 @@ class Recorder(TorchFunctionMode):
                 return _ENTERED[func](*args, **kwargs)
         if not torch.is_grad_enabled():  # inside a custom Function, for one
             return func(*args, **kwargs)
-        arguments, spec = pytree.tree_flatten((args, kwargs))
+        if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            self._hide("the function takes gradients itself")
+        arguments: list[Any] = [*args, *kwargs.values()]
+        spec: pytree.TreeSpec | tuple[str, ...] = tuple(kwargs)
+        if any(isinstance(argument, (tuple, list, dict)) for argument in arguments):
+            arguments, spec = pytree.tree_flatten((args, kwargs))
         inputs = {
             i: self.value_of(argument)
             for i, argument in enumerate(arguments)
@@ -132,7 +145,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(target, Tensor):
             arguments[0] = target.detach().clone()
         result = func(*args, **kwargs)
-        made = [target] if func is Tensor.__setitem__ else pytree.tree_leaves(result)
+        made = [target] if func is Tensor.__setitem__ else leaves_of(result)
         active = [t for t in made if isinstance(t, Tensor) and t.requires_grad]
         if active and not (len(active) == 1 and active[0] is target and not inputs):
             call = Call(func, arguments, spec, inputs, [], len(self.calls))
@@ -166,6 +179,11 @@ class Recorder(TorchFunctionMode):
 
     def _hide(self, reason: str) -> None:
         self.hidden = self.hidden or reason
+
+
+def leaves_of(result: Any) -> list[Any]:
+    """The elements of a call's result, however nested."""
+    return [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
 
 
 def _entered(function: Any) -> FunctionType:

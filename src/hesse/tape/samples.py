@@ -8,8 +8,8 @@ contrastive loss. No rules for any call are needed, and no second derivative.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,11 @@ class Samples:
         split = (*tensor.shape[:at], self.outer, self.count, self.inner, *tensor.shape[at + 1 :])
         return tensor.reshape(split).movedim(at + 1, lead)
 
+    def flat(self, tensor: Tensor, lead: int = 0) -> Tensor:
+        """The tensor as [*lead, count, f], with a row for every sample."""
+        first = self.first(tensor, lead)
+        return first.reshape(*first.shape[: lead + 1], -1)
+
     def back(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """The inverse of `first`."""
         if self.count == 1:
@@ -52,6 +57,24 @@ class Samples:
 
 
 ONE_SAMPLE = Samples()
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What the first look found.
+
+    Attributes:
+        value: the function's value.
+        samples: where the samples are in every layer's input and output, by the call's order on the tape.
+        places: where they are in the results of every call, in order; None for results that have nothing
+            to do with them. Empty where samples were not found.
+        seconds: time of the evaluation and its gradient.
+    """
+
+    value: Tensor
+    samples: Mapping[int, Samples] = field(default_factory=dict)
+    places: Sequence[Sequence[Samples | None]] = ()
+    seconds: float = 0.0
 
 
 class Perturbing(Recorder):
@@ -140,7 +163,7 @@ def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
     for dim, size in enumerate(changed.shape):
         if size % count:
             continue
-        along = changed.movedim(dim, 0).unsqueeze(-1).flatten(1).any(1)
+        along = changed.movedim(dim, 0).reshape(size, -1).any(1)
         for outer in (1, size // count):  # flattened with the samples in front, or behind
             inner = size // count // outer
             places = Samples(count, dim, outer, inner)
@@ -169,3 +192,15 @@ def _masked(noise: Tensor, samples: Samples, which: Tensor) -> Tensor:
     first = samples.first(noise)
     mask = which.to(noise).view(-1, *(1,) * (first.dim() - 1))
     return samples.back(first * mask)
+
+
+def everywhere(before: Sequence[Call], after: Sequence[Call], which: Tensor) -> list[list[Samples | None]]:
+    """Where the samples are in the results of all calls, from those of the perturbed evaluation."""
+    return [
+        # Of one that was overwritten the later contents serve as well.
+        [
+            found(value.tensor, now.tensor, which)
+            for value, now in zip(one.outputs, other.outputs, strict=True)
+        ]
+        for one, other in zip(before, after, strict=True)
+    ]

@@ -1,0 +1,237 @@
+r"""The sweep: curvature of all layers in one reverse walk over the tape, without Hessian-vector products.
+
+The walk keeps, for the values u, w, ... that the loss L is still a function of, the adjoints
+$g_u = \partial L/\partial u$ and the curvature $K_{uw} = \partial^2 L/\partial u\,\partial w$. To take out
+the value $v = \varphi(u_1 \dots u_k)$ with Jacobians $J_i$ is to apply the chain rule twice:
+
+$$g_{u_i} \mathrel{+}= J_i^T g_v, \qquad K_{u_i u_j} \mathrel{+}= J_i^T K_{vv} J_j
+  + \sum_c g_v[c]\, \frac{\partial^2 \varphi_c}{\partial u_i\, \partial u_j}, \qquad
+  K_{u_i w} \mathrel{+}= J_i^T K_{vw}.$$
+
+The first and last part pull columns back (`blocks`), the middle one adds a term (`tape.local`). Where a
+parameter enters, $K_{vv}$ is there and is read (`parameters`). This is exact on any graph.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.blocks import Block, CannotSweep, Curvature, Diagonal
+from hesse.parameters import Entry, entries
+from hesse.probe import Probe, random_signs
+from hesse.tape.calls import local
+from hesse.tape.local import Local
+from hesse.tape.record import Call, Recorder, Value
+from hesse.tape.samples import Samples
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What goes wrong with a call by itself, or with memory, is a reason to take another method."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CannotSweep(f"a call cannot be taken by itself: {str(error).splitlines()[0]}") from error
+
+
+Take = Callable[[Entry, Block], None]
+"""What to do with the curvature of a call's result where parameters enter."""
+
+
+@dataclass
+class Step:
+    """A call on the way to the loss.
+
+    Attributes:
+        call: as a function of the values that curvature is carried to.
+        entries: where parameters enter it.
+    """
+
+    call: Local
+    entries: list[Entry] = field(default_factory=list)
+
+
+@dataclass
+class Route:
+    """What a sweep will do.
+
+    Attributes:
+        loss: the value it starts from.
+        steps: the calls, last first.
+        samples: where the samples are in every value on the way.
+    """
+
+    loss: Value
+    steps: list[Step]
+    samples: dict[Value, Samples]
+
+    @property
+    def covered(self) -> set[int]:
+        """The leaves whose curvature is read on the way."""
+        return {leaf for entry in self.entries for leaf in entry.leaves}
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Where parameters enter, in the order of the walk."""
+        return [entry for step in self.steps for entry in step.entries]
+
+    def probed(self, leaves: Set[int]) -> list[Entry]:
+        """The entries that are checked: the last one, which all of the walk leads to, and two others."""
+        own = [entry for entry in self.entries if not leaves.isdisjoint(entry.leaves)]
+        others = random.Random(6).sample(own[:-1], min(2, len(own[:-1])))
+        return [*others, *own[-1:]]
+
+
+def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]) -> Route:
+    """Find the way from the loss to the parameters.
+
+    `samples`: where they are in every value of the tape; None for values that have nothing to do with them.
+
+    Raises:
+        CannotSweep: the function does not have the structure; the message is a reason for the plan.
+    """
+    loss = tape.value_of(value)
+    if tape.hidden:
+        raise CannotSweep(tape.hidden)
+    calls = _leading_to(loss, tape.calls)
+    if any(v.tensor.dtype != value.dtype for call in calls for v in (*call.inputs.values(), *call.outputs)):
+        raise CannotSweep("values are of different dtypes")
+    places = _placed(calls, samples)
+    uses = Counter(value for call in calls for value in call.inputs.values())
+    wanted: set[Value] = set()
+    steps = []
+    for call in calls:
+        inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in wanted]
+        step = Step(local(call, inputs, places))
+        step.entries = list(entries(step.call, uses))
+        if inputs or step.entries:
+            wanted.update(call.outputs)
+            steps.append(step)
+    if not any(step.entries for step in steps):
+        raise CannotSweep("no parameter enters linearly, and only once, where samples are apart")
+    return Route(loss, steps[::-1], places)
+
+
+def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> dict[Value, Samples]:
+    """The samples in all values that have any.
+
+    A value that did not change when samples upstream did (a ReLU may be dead for just these) has them
+    where an argument of its shape has.
+    """
+    places: dict[Value, Samples] = {}
+    for call in calls:
+        inputs = {value.tensor.shape: places[value] for value in call.inputs.values() if value in places}
+        for value in call.outputs:
+            place = samples.get(value)
+            if place is None and inputs:
+                few = any(value.tensor.numel() % other.count for other in inputs.values())
+                place = Samples() if few else inputs.get(value.tensor.shape)
+                if place is None:
+                    raise CannotSweep(f"where the samples are in the result of {call.name} cannot be told")
+            if place is not None:
+                places[value] = place
+    return places
+
+
+def _leading_to(loss: Value, calls: list[Call]) -> list[Call]:
+    """The calls that the loss depends on, in their order."""
+    needed, found = {loss}, []
+    for call in reversed(calls):
+        if needed.intersection(call.outputs):
+            found.append(call)
+            needed.update(call.inputs.values())
+    return found[::-1]
+
+
+def run(way: Route, take: Take) -> None:
+    """Walk; at every place where parameters enter, `take` gets the curvature of the result.
+
+    Raises:
+        CannotSweep: met a call that cannot be taken out exactly.
+    """
+    adjoints = {way.loss: torch.ones_like(way.loss.tensor.detach())}
+    curvature = Curvature(way.samples)
+    for step in way.steps:
+        call = step.call
+        if call.inputs:
+            # A diagonal has a column for every element of it where it cannot stay a diagonal.
+            spread = [t for t in curvature.terms if isinstance(t, Diagonal) and _touches(t, call)]
+            curvature.condense(sum(curvature.width(next(iter(t.scales))) for t in spread))
+        for entry in step.entries:
+            take(entry, curvature.at(call.outputs[0]))
+        given = [adjoints.pop(value, None) for value in call.outputs]
+        _pull_curvature(call, curvature)
+        if call.inputs:
+            for term in call.curvature(given):
+                curvature.add(term)
+            columns = [None if g is None else g.unsqueeze(0) for g in given]
+            for value, stack in call.pull(columns).items():
+                adjoints[value] = adjoints[value] + stack[0] if value in adjoints else stack[0]
+        curvature.require_samples()
+
+
+def _touches(term: Diagonal, call: Local) -> bool:
+    """Is it a term of the call's result that does not stay a diagonal?"""
+    return any(value in term.scales for value in call.outputs) and not call.keeps(term)
+
+
+def _pull_curvature(call: Local, curvature: Curvature) -> None:
+    """Take the call's results out of all terms."""
+    for term in curvature.remove(call.outputs):
+        if not call.inputs:  # the walk ends here, but may go on elsewhere
+            known: dict[Value, Any] = term.scales if isinstance(term, Diagonal) else term.columns
+            for value in call.outputs:
+                known.pop(value, None)
+            if known:
+                curvature.add(term)
+            continue
+        if isinstance(term, Diagonal):
+            if call.keeps(term):
+                curvature.add(call.pull_diagonal(term))
+                continue
+            term = curvature.factor(term)
+        stacks = [
+            curvature.stack(value, term.columns.pop(value), term.rank) if value in term.columns else None
+            for value in call.outputs
+        ]
+        for value, stack in call.pull(stacks).items():
+            if value in term.columns:
+                stack = stack + curvature.stack(value, term.columns[value], term.rank)
+            term.columns[value] = stack
+        curvature.add(term)
+
+
+def diagonal(way: Route, leaves: Set[int], check: bool = True) -> tuple[dict[int, Tensor], list[Probe]]:
+    """The Hessian's diagonal for some of the leaves that are covered, and what to check of it.
+
+    The check of an entry is its whole block, as it was read, times random signs.
+    """
+    probed = way.probed(leaves) if check else []
+    found: dict[int, Tensor] = {}
+    probes: list[Probe] = []
+
+    def take(entry: Entry, block: Block) -> None:
+        if leaves.isdisjoint(entry.leaves):
+            return
+        diagonal = entry.diagonal(block)
+        parts = entry.split(diagonal)
+        found.update({i: part for i, part in parts.items() if i in leaves})
+        if entry not in probed:
+            return
+        (signs,) = random_signs([diagonal])
+        vector = entry.split(signs)
+        product = entry.split(entry.product(block, signs))
+        rows = list(parts)
+        norm = float(diagonal.norm())
+        probes.append(Probe(rows, rows, list(vector.values()), [product[i] for i in rows], norm))
+
+    run(way, take)
+    return found, probes

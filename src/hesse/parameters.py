@@ -1,0 +1,303 @@
+r"""Where parameters enter a call linearly: from the curvature of its result to that of the parameters.
+
+With $v = J w + \dots$ for every sample, the block of the parameters w is $\sum_n J^T K_{vv} J$. Its diagonal
+needs the gradient by w for every column of $K_{vv}$ and every sample, and often less.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hesse.blocks import Block, applied
+from hesse.layers import Layer
+from hesse.tape.layers import layer_call
+from hesse.tape.local import Local
+from hesse.tape.record import Value
+from hesse.tape.rules import Kind, kind_of
+from hesse.tape.samples import Samples
+
+Path = list[tuple[Value, Local | None]]
+"""The values from where a parameter enters up to the leaf, each with the view that made it."""
+
+
+HELD = 2**24
+"""How many numbers of gradients by parameters are held at once."""
+
+
+class Entry(ABC):
+    """A place where parameters enter linearly.
+
+    Attributes:
+        leaves: indices of the parameters.
+        place: the samples in the result.
+        like: a tensor like the result.
+        size: coordinates of the parameters.
+    """
+
+    leaves: Sequence[int]
+    place: Samples
+    like: Tensor
+    size: int
+
+    @abstractmethod
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Columns [r, *result] times J, sample by sample: [r, N, *w]."""
+
+    @abstractmethod
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ diag(d) J`, for d of the result's shape."""
+
+    @abstractmethod
+    def dense(self, core: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ C J`, for blocks C [N, f, f]."""
+
+    def work(self, rank: int) -> int:
+        """Multiplications and additions of reading a term of this rank."""
+        return 4 * rank * self.like.numel()
+
+    @abstractmethod
+    def layout(self, stack: Tensor) -> Tensor:
+        """Columns [r, *result] in the order that `forward` gives: [r, N, f]."""
+
+    @abstractmethod
+    def forward(self, direction: Tensor) -> Tensor:
+        """J times a direction like w: [N, f]."""
+
+    @abstractmethod
+    def backward(self, vectors: Tensor) -> Tensor:
+        """`Jᵀ` times [N, f], summed over samples: like w."""
+
+    @abstractmethod
+    def split(self, values: Tensor) -> dict[int, Tensor]:
+        """Values like w as those of each parameter."""
+
+    def factor(self, core: Tensor, columns: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ Uᵀ C U J`: squared gradients, weighted by the eigenvalues of C."""
+        if core.dim() == 3:
+            core, turned = torch.linalg.eigh(core)
+            first = self.place.first(columns, 1)
+            columns = self.place.back(torch.einsum("qn...,nqr->rn...", first, turned), 1)
+        parts = []
+        for some, weights in zip(columns.split(self._chunk), core.T.split(self._chunk), strict=True):
+            squares = self.gradients(some).square_()
+            parts.append((weights.flatten() @ squares.reshape(weights.numel(), -1)).view(squares.shape[2:]))
+        return torch.stack(parts).sum(0)
+
+    def product(self, block: Block, direction: Tensor) -> Tensor:
+        """`Jᵀ K J` times a direction like w."""
+        w = self.forward(direction)
+        total = torch.zeros_like(w)
+        for core, columns in block.factors:
+            u = self.layout(columns)
+            along = applied(core, torch.einsum("rnf,nf->rn", u, w).unsqueeze(2)).squeeze(2)
+            total += torch.einsum("rnf,rn->nf", u, along)
+        if block.diagonal is not None:
+            total += self.layout(block.diagonal.unsqueeze(0))[0] * w
+        if block.dense is not None:
+            ordered = torch.empty_like(w)
+            ordered[:, self._order] = w
+            total += (block.dense @ ordered.unsqueeze(2)).squeeze(2)[:, self._order]
+        return self.backward(total)
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """Where the elements of one sample lie, in the order of `layout`."""
+        shape = self.place.first(self.like).shape
+        numbers = torch.arange(shape[1:].numel(), device=self.like.device).view(1, *shape[1:])
+        return self.layout(self.place.back(numbers.expand(shape)).unsqueeze(0))[0, 0]
+
+    @property
+    def _chunk(self) -> int:
+        """How many columns' gradients are held at once."""
+        return max(1, HELD // (self.place.count * self.size))
+
+    def diagonal(self, block: Block) -> Tensor:
+        """The diagonal of `Jᵀ K J`, like w."""
+        parts = [self.factor(core, columns) for core, columns in block.factors]
+        if block.diagonal is not None:
+            parts.append(self.squares(block.diagonal))
+        if block.dense is not None:
+            parts.append(self.dense(block.dense))
+        return (
+            torch.stack(parts).sum(0)
+            if parts
+            else torch.zeros_like(self.backward(self.place.flat(self.like)))
+        )
+
+
+class LayerEntry(Entry):
+    """The weight and bias of a layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.leaves, self.place, self.like = layer.tensors, layer.samples, layer.gradient
+        self.size = layer.columns // layer.positions * layer.a.shape[-1]
+        self._layer = layer
+
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Outer products of column and input, summed over positions."""
+        return torch.einsum("rntgo,ntgi->rngoi", self._layer.layout(columns), self._layer.a)
+
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """Squared inputs."""
+        z = self._layer.layout(diagonal.unsqueeze(0)).squeeze(0)
+        return torch.einsum("ntgo,ntgi->goi", z, self._layer.a.square())
+
+    def factor(self, core: Tensor, columns: Tensor) -> Tensor:
+        """By pairs of positions, where those are fewer than columns."""
+        if self._layer.positions > len(columns):
+            return super().factor(core, columns)
+        z = self._layer.layout(columns)
+        if self._layer.positions == 1:
+            return self._by_output((z * applied(core, z)).sum(0).squeeze(1))
+        return self._by_pairs(torch.einsum("rntgo,rnsgo->ngots", z, applied(core, z)))
+
+    def dense(self, core: Tensor) -> Tensor:
+        """The blocks of every output by itself, over pairs of positions."""
+        order = self._order.view(self._layer.positions, self._layer.groups, -1).permute(1, 2, 0)
+        if self._layer.positions == 1:
+            return self._by_output(core.diagonal(dim1=1, dim2=2)[:, order.squeeze(-1)])
+        return self._by_pairs(core[:, order.unsqueeze(-1), order.unsqueeze(-2)])
+
+    def _by_output(self, diagonal: Tensor) -> Tensor:
+        """From the diagonals [N, G, O] for a single position."""
+        return torch.einsum("ngo,ngi->goi", diagonal, self._layer.a.squeeze(1).square())
+
+    def _by_pairs(self, pairs: Tensor) -> Tensor:
+        """From the blocks [N, G, O, T, T]."""
+        a = self._layer.a
+        across = torch.einsum("ngots,nsgi->ngoti", pairs, a)
+        return torch.einsum("ngoti,ntgi->goi", across, a)
+
+    def work(self, rank: int) -> int:
+        """By columns, or by pairs of positions."""
+        positions = self._layer.positions
+        pairs = 2 * self.like.numel() * positions * rank
+        return 2 * self.place.count * self.size * positions * min(rank, positions) + pairs * (
+            positions <= rank
+        )
+
+    def layout(self, stack: Tensor) -> Tensor:
+        """By position, group and output."""
+        return self._layer.layout(stack).flatten(2)
+
+    def forward(self, direction: Tensor) -> Tensor:
+        """The layer with another weight and bias."""
+        return torch.einsum("ntgi,goi->ntgo", self._layer.a, direction).flatten(1)
+
+    def backward(self, vectors: Tensor) -> Tensor:
+        """Outer products with the inputs."""
+        z = vectors.view(*self._layer.a.shape[:3], -1)
+        return torch.einsum("ntgo,ntgi->goi", z, self._layer.a)
+
+    def split(self, values: Tensor) -> dict[int, Tensor]:
+        """The weight's, and the bias's that is joined to it."""
+        return self._layer.split(values)
+
+
+class Spread(Entry):
+    """A parameter that is broadcast over the result and multiplied by a slope: scale, shift, positions."""
+
+    def __init__(self, leaf: int, path: Path, place: Samples, slope: Tensor, trailing: int) -> None:
+        """`trailing`: dimensions of the result after those of the parameter."""
+        self.leaves = [leaf]
+        self._leaf, self._path = leaf, path
+        self.place, self.like, self.size = place, slope, path[0][0].tensor.numel()
+        own = list(path[0][0].tensor.shape)
+        shape = [1] * (slope.dim() - len(own) - trailing) + own + [1] * trailing
+        if place.count > 1:
+            kept = place.outer == place.inner == 1
+            shape[place.dim : place.dim + 1] = [] if kept else [1, 1]
+        self._shape = shape
+        self._slope = place.first(slope)
+
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Summed over all that the parameter is broadcast over but the samples."""
+        spread = self.place.first(columns, 1) * self._slope
+        return spread.sum_to_size(*spread.shape[:2], *self._shape)
+
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """Elements that share a coordinate are only added up."""
+        return (self.place.first(diagonal) * self._slope.square()).sum_to_size(1, *self._shape).squeeze(0)
+
+    def dense(self, core: Tensor) -> Tensor:
+        """The blocks of every coordinate, over pairs of the elements that it is broadcast over."""
+        pairs = core[:, self._shared.unsqueeze(2), self._shared.unsqueeze(1)]
+        slope = self._slope.reshape(len(core), -1)[:, self._shared]
+        return torch.einsum("nwab,nwa,nwb->w", pairs, slope, slope).view(self._shape)
+
+    @cached_property
+    def _shared(self) -> Tensor:
+        """For every coordinate, its elements in one sample: [w, m]."""
+        rest = self._slope.shape[1:]
+        own = [d for d, size in enumerate(self._shape) if size > 1]
+        over = [d for d, size in enumerate(self._shape) if size == 1]
+        numbers = torch.arange(rest.numel(), device=self._slope.device).view(rest)
+        count = torch.Size(self._shape).numel()
+        return numbers.permute(*own, *over).reshape(count, -1)
+
+    def layout(self, stack: Tensor) -> Tensor:
+        """As they lie."""
+        return self.place.flat(stack, 1)
+
+    def forward(self, direction: Tensor) -> Tensor:
+        """Broadcast, and times the slope."""
+        return (self._slope * direction).reshape(len(self._slope), -1)
+
+    def backward(self, vectors: Tensor) -> Tensor:
+        """Times the slope, and summed."""
+        return (vectors.view(self._slope.shape) * self._slope).sum_to_size(1, *self._shape).squeeze(0)
+
+    def split(self, values: Tensor) -> dict[int, Tensor]:
+        """Through the views that the parameter entered by, backwards."""
+        found = values.reshape(self._path[0][0].tensor.shape)
+        for _, view in self._path:
+            if view is not None:
+                (found,) = view.pull([found.unsqueeze(0)]).values()
+                found = found.squeeze(0)
+        return {self._leaf: found}
+
+
+def entries(step: Local, uses: Mapping[Value, int]) -> Iterator[Entry]:
+    """Where parameters that have no other uses enter a call."""
+    if len(step.outputs) != 1 or step.outputs[0] not in step.samples:
+        return
+    (output,) = step.outputs
+    place = step.samples[output]
+
+    def path(value: Value) -> tuple[int, Path] | None:
+        found = _path(value)
+        return found if found is not None and all(uses[held] == 1 for held, _ in found[1]) else None
+
+    layer = layer_call(step.call)
+    if layer is not None:
+        weight = path(layer.through)
+        if weight is not None and place.dim < output.tensor.dim() - layer.kind.own[1]:
+            shared = any(uses[v] > 1 for v in step.call.inputs.values() if v.leaf == layer.bias)
+            layer = replace(layer, bias=None) if shared else layer
+            yield LayerEntry(Layer(layer, place, output.tensor.detach()))
+    else:
+        for parameter, slope, trailing in step.spread():
+            entering = path(parameter)
+            at = place.dim - output.tensor.dim() + trailing + parameter.tensor.dim()
+            one_each = place.count > 1 and at >= 0 and parameter.tensor.shape[at] > 1
+            if entering is not None and not one_each:
+                yield Spread(*entering, place, slope, trailing)
+
+
+def _path(value: Value) -> tuple[int, Path] | None:
+    """The leaf that a value is, or is a view of."""
+    path: Path = []
+    while value.leaf is None:
+        call = value.source
+        if call is None or kind_of(call) is not Kind.VIEW or len(call.outputs) > 1 or len(call.inputs) > 1:
+            return None
+        (held,) = call.inputs.values()
+        path.append((value, Local(call, [held], {})))
+        value = held
+    return value.leaf, [*path, (value, None)]

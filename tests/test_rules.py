@@ -1,0 +1,186 @@
+"""Every row of the table of calls is a claim, and is checked on random inputs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cases import x
+from hesse.tape.record import Recorder
+from hesse.tape.rules import TABLE, Kind, canonical, kind_of
+
+
+def positive(*shape):
+    return torch.rand(*shape, dtype=torch.float64) * 0.8 + 0.1
+
+
+A = (2, 3)  # most calls get tensors of this shape
+IMAGE = (2, 4, 4, 4)
+
+# name: (function, shapes of its differentiable arguments)
+CALLS = {
+    "view": (lambda a: a.view(3, 2), A),
+    "reshape": (lambda a: a.reshape(6), A),
+    "view_as": (lambda a: a.view_as(torch.empty(6)), A),
+    "reshape_as": (lambda a: a.reshape_as(torch.empty(6)), A),
+    "flatten": (lambda a: a.flatten(), A),
+    "unflatten": (lambda a: a.unflatten(1, (3, 1)), A),
+    "squeeze": (lambda a: a.squeeze(1), (2, 1)),
+    "unsqueeze": (lambda a: a.unsqueeze(1), A),
+    "transpose": (lambda a: a.transpose(0, 1), A),
+    "swapaxes": (lambda a: a.swapaxes(0, 1), A),
+    "swapdims": (lambda a: a.swapdims(0, 1), A),
+    "t": (lambda a: a.t(), A),
+    "permute": (lambda a: a.permute(1, 0), A),
+    "movedim": (lambda a: a.movedim(0, 1), A),
+    "moveaxis": (lambda a: a.moveaxis(0, 1), A),
+    "T": (lambda a: a.T, A),
+    "mT": (lambda a: a.mT, A),
+    "adjoint": (lambda a: a.adjoint(), A),
+    "contiguous": (lambda a: a.T.contiguous(), A),
+    "clone": (lambda a: a.clone(), A),
+    "chunk": (lambda a: a.chunk(2, 1), A),
+    "split": (lambda a: a.split(2, 1), A),
+    "tensor_split": (lambda a: a.tensor_split(2, 1), A),
+    "unbind": (lambda a: a.unbind(1), A),
+    "narrow": (lambda a: a.narrow(1, 1, 2), A),
+    "select": (lambda a: a.select(1, 1), A),
+    "getitem": (lambda a: a[:, 1:], A),
+    "diagonal": (lambda a: a.diagonal(), A),
+    "flip": (lambda a: a.flip(0), A),
+    "roll": (lambda a: a.roll(1), A),
+    "pixel_shuffle": (lambda a: F.pixel_shuffle(a, 2), IMAGE),
+    "pixel_unshuffle": (lambda a: F.pixel_unshuffle(a, 2), IMAGE),
+    "channel_shuffle": (lambda a: F.channel_shuffle(a, 2), IMAGE),
+    "to": (lambda a: a.to(torch.float64, copy=True), A),
+    "float": (lambda a: a.float(), A),
+    "double": (lambda a: a.float().double(), A),
+    "type": (lambda a: a.type(torch.float32), A),
+    "sum": (lambda a: a.sum(1), A),
+    "mean": (lambda a: a.mean(1), A),
+    "cat": (lambda a, b: torch.cat([a, b], 1), A, A),
+    "stack": (lambda a, b: torch.stack([a, b]), A, A),
+    "hstack": (lambda a, b: torch.hstack([a, b]), A, A),
+    "vstack": (lambda a, b: torch.vstack([a, b]), A, A),
+    "expand": (lambda a: a.expand(4, 2, 3), A),
+    "expand_as": (lambda a: a.expand_as(torch.empty(4, 2, 3)), A),
+    "repeat": (lambda a: a.repeat(2, 2), A),
+    "tile": (lambda a: a.tile(2), A),
+    "avg_pool1d": (lambda a: F.avg_pool1d(a, 2), (2, 3, 4)),
+    "avg_pool2d": (lambda a: F.avg_pool2d(a, 2), IMAGE),
+    "avg_pool3d": (lambda a: F.avg_pool3d(a, 2), (1, 2, 2, 2, 4)),
+    "adaptive_avg_pool1d": (lambda a: F.adaptive_avg_pool1d(a, 2), (2, 3, 4)),
+    "adaptive_avg_pool2d": (lambda a: F.adaptive_avg_pool2d(a, 2), IMAGE),
+    "adaptive_avg_pool3d": (lambda a: F.adaptive_avg_pool3d(a, 1), (1, 2, 2, 2, 4)),
+    "pad": (lambda a: F.pad(a, (1, 1)), A),
+    "constant_pad_nd": (lambda a: torch.constant_pad_nd(a, (1, 1), 2.0), A),
+    "unfold": (lambda a: F.unfold(a, 2), IMAGE),
+    "fold": (lambda a: F.fold(a, (2, 2), 1), (1, 3, 4)),
+    "cumsum": (lambda a: a.cumsum(1), A),
+    "tril": (lambda a: a.tril(), A),
+    "triu": (lambda a: a.triu(), A),
+    "index_select": (lambda a: a.index_select(0, torch.tensor([1, 1])), A),
+    "gather": (lambda a: a.gather(1, torch.tensor([[0, 0], [2, 1]])), A),
+    "nll_loss": (lambda a: F.nll_loss(a, torch.tensor([0, 2])), A),
+    "matmul": (lambda a, b: a @ b, A, (3, 2)),
+    "mm": (lambda a, b: torch.mm(a, b), A, (3, 2)),
+    "bmm": (lambda a, b: torch.bmm(a, b), (2, 2, 3), (2, 3, 2)),
+    "linear": (lambda a, b: F.linear(a, b), A, (4, 3)),
+    "conv1d": (lambda a, b: F.conv1d(a, b), (2, 3, 4), (2, 3, 2)),
+    "conv2d": (lambda a, b: F.conv2d(a, b), IMAGE, (2, 4, 2, 2)),
+    "conv3d": (lambda a, b: F.conv3d(a, b), (1, 2, 2, 2, 3), (2, 2, 2, 2, 2)),
+    "conv_transpose1d": (lambda a, b: F.conv_transpose1d(a, b), (2, 3, 4), (3, 2, 2)),
+    "conv_transpose2d": (lambda a, b: F.conv_transpose2d(a, b), (1, 2, 2, 2), (2, 2, 2, 2)),
+    "conv_transpose3d": (lambda a, b: F.conv_transpose3d(a, b), (1, 2, 1, 1, 2), (2, 1, 1, 2, 2)),
+    "where": (lambda a, b: torch.where(torch.tensor([True, False, True]), a, b), A, A),
+    "masked_fill": (lambda a: a.masked_fill(torch.tensor([True, False, True]), 0.0), A),
+    "clamp": (lambda a: a.clamp(0.2, 0.5), A),
+    "clamp_min": (lambda a: a.clamp_min(0.4), A),
+    "clamp_max": (lambda a: a.clamp_max(0.4), A),
+    "threshold": (lambda a: F.threshold(a, 0.4, 0.0), A),
+    "acosh": (lambda a: (a + 1).acosh(), A),
+    "log_sigmoid": (lambda a: F.logsigmoid(a), A),
+    "pow": (lambda a: a**3, A),
+    "lerp": (lambda a, b: torch.lerp(a, b, 0.3), A, A),
+    "addcmul": (lambda a, b, c: torch.addcmul(a, b, c), A, A, A),
+    "addcdiv": (lambda a, b, c: torch.addcdiv(a, b, c), A, A, A),
+    "mse_loss": (lambda a, b: F.mse_loss(a, b), A, A),
+    **{
+        name: (lambda a, b, name=name: getattr(torch, name)(a, b), A, A)
+        for name in ["add", "sub", "mul", "div", "maximum", "minimum", "atan2", "logaddexp", "xlogy"]
+    },
+    **{
+        name: (lambda a, name=name: getattr(F, name)(a, torch.full(A, 0.3).double()), A)
+        for name in [
+            "l1_loss",
+            "huber_loss",
+            "smooth_l1_loss",
+            "binary_cross_entropy",
+            "poisson_nll_loss",
+            "binary_cross_entropy_with_logits",
+            "soft_margin_loss",
+        ]
+    },
+    "kl_div": (lambda a: F.kl_div(a, torch.full(A, 0.3).double(), reduction="sum"), A),
+}
+
+
+def call_of(name):
+    """The function of a row, and shapes; a function of torch's of that name where none is listed."""
+    if name in CALLS:
+        return CALLS[name]
+    return getattr(torch, name, None) or getattr(F, name), A
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_row(name):
+    function, *shapes = call_of(name)
+    tensors = [positive(*shape).requires_grad_() for shape in shapes]
+    with Recorder(tensors) as tape:
+        function(*tensors)
+    call = next(call for call in tape.calls if canonical(call.name) == name)
+    assert kind_of(call) is TABLE[name]
+
+    results = [t for t in torch.utils._pytree.tree_leaves(function(*tensors)) if t.requires_grad]
+    count = sum(t.numel() for t in tensors)
+
+    def flat(*tensors):
+        results = torch.utils._pytree.tree_leaves(function(*tensors))
+        return torch.cat([t.double().reshape(-1) for t in results])
+
+    jacobian = torch.autograd.functional.jacobian(flat, tuple(tensors))
+    jacobian = torch.cat([part.flatten(1) for part in jacobian], 1)
+    weights = x(len(jacobian))
+    hessian = torch.autograd.functional.hessian(
+        lambda *tensors: (flat(*tensors) * weights).sum(), tuple(tensors)
+    )
+    blocks = [
+        [block.reshape(t.numel(), -1) for block in row] for row, t in zip(hessian, tensors, strict=True)
+    ]
+    whole = torch.cat([torch.cat(row, 1) for row in blocks])
+    assert whole.shape == (count, count)
+
+    kind = kind_of(call)
+    if kind in (Kind.VIEW, Kind.LINEAR, Kind.PIECEWISE):
+        assert not whole.any()
+    if kind is Kind.VIEW:
+        assert set(jacobian.unique().tolist()) <= {0.0, 1.0}
+        assert (jacobian.sum(1) == 1).all()
+        assert (jacobian.sum(0) <= 1).all()
+    if kind in (Kind.ELEMENTWISE, Kind.PIECEWISE):
+        (result,) = results
+        for part in jacobian.split([t.numel() for t in tensors], 1):
+            assert part.shape == (result.numel(), result.numel())
+            assert not (part - part.diag().diag()).any()
+    if kind is Kind.SEPARABLE:
+        for row in blocks:
+            assert not any((block - block.diag().diag()).any() for block in row)
+    if kind is Kind.BILINEAR:
+        assert not blocks[0][0].any()
+        assert not blocks[1][1].any()
+
+
+def test_an_index_may_take_an_element_twice():
+    a = positive(3).requires_grad_()
+    with Recorder([a]) as tape:
+        a[torch.tensor([0, 0])], a[1:]
+    assert [kind_of(call) for call in tape.calls] == [Kind.LINEAR, Kind.VIEW]

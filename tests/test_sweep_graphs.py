@@ -1,0 +1,80 @@
+"""The sweep on random graphs: chains with skips, products, shared inputs, reductions and views."""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cases import x
+from hesse.blocks import CannotSweep
+from sweeping import check
+
+WIDTH = 4
+ONE = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "softmax": lambda h: h.softmax(1),
+    "norm": lambda h: F.layer_norm(h, (WIDTH,)),
+    "flip": lambda h: h.flip(1),
+    "rows": lambda h: h.view(-1, 2, 2).transpose(1, 2).reshape(-1, WIDTH),
+    "attend": lambda h: (h.view(-1, 2, 2) @ h.view(-1, 2, 2)).flatten(1),
+    "centre": lambda h: h - h.mean(1, keepdim=True),
+    "divide": lambda h: h / (1 + h.square().sum(1, keepdim=True)),
+    "pool": lambda h: F.max_pool1d(h.unsqueeze(1), 2).squeeze(1).repeat(1, 2),
+    "in place": lambda h: (h * 1.0).sigmoid_(),
+    "halves": lambda h: torch.cat(h.chunk(2, 1)[::-1], 1),
+}
+TWO = {
+    "add": lambda g, h: g + h,
+    "multiply": lambda g, h: g * h,
+    "gate": lambda g, h: g.sigmoid() * h,
+    "scale": lambda g, h: g * h.mean(1, keepdim=True),
+    "join": lambda g, h: torch.cat([g[:, :2], h[:, 2:]], 1),
+    "mix": lambda g, h: (g.view(-1, 2, 2) @ h.view(-1, 2, 2)).flatten(1),
+}
+LAYERS = ("layer", "affine")
+LOSSES = {
+    "logsumexp": lambda h: h.logsumexp(1).sum(),
+    "square": lambda h: h.square().mean(),
+    "cross entropy": lambda h: F.cross_entropy(h, torch.arange(len(h)) % WIDTH),
+    "per sample": lambda h: h[:, 1:].sum(1).exp().mean(),
+}
+STEP = st.tuples(st.sampled_from([*ONE, *TWO, *LAYERS, *LAYERS]), st.integers(0, 9), st.integers(0, 9))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(STEP, min_size=1, max_size=8), st.sampled_from(sorted(LOSSES)), st.integers(0, 3))
+def test_random_graph(steps, loss, seed):
+    torch.manual_seed(seed)
+    samples = 3
+    data = x(samples, WIDTH)
+    shapes = [(WIDTH, WIDTH)]
+    for name, *_ in steps:
+        shapes += {"layer": [(WIDTH, WIDTH)], "affine": [(WIDTH,), (WIDTH,)]}.get(name, [])
+    tensors = tuple(x(*shape) / 2 for shape in shapes)
+
+    def function(first, *rest):
+        parameters = iter(rest)
+        made = [data @ first]
+        for name, i, j in steps:
+            # Mostly the latest values, so that the graphs are deep.
+            g, h = made[-1 - i % min(len(made), 2)], made[-1 - j % len(made)]
+            if name == "layer":
+                made.append(F.linear(g, next(parameters)))
+            elif name == "affine":
+                made.append(g * next(parameters) + next(parameters))
+            else:
+                made.append(ONE[name](g) if name in ONE else TWO[name](g, h))
+        return LOSSES[loss](sum(made[-2:]))
+
+    with contextlib.suppress(CannotSweep):  # a softmax summed up, say, changes with nothing
+        check(function, tensors, samples, covered=used(function, tensors))
+
+
+def used(function, tensors):
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    found = torch.autograd.grad(function(*leaves), leaves, allow_unused=True)
+    return {i for i, part in enumerate(found) if part is not None}

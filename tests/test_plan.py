@@ -115,9 +115,7 @@ def test_no_plan_for(asked):
     ids=["plan", "question"],
 )
 def test_unknown_method(call):
-    with pytest.raises(
-        errors.ArgumentError, match="method must be \"auto\", a Plan or one of .*, met 'fast'"
-    ):
+    with pytest.raises(errors.ArgumentError, match=r"method must be .*a Plan or one of .*, met 'fast'"):
         call("diagonal", small(), method="fast")
 
 

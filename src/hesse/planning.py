@@ -227,7 +227,8 @@ def make(
     # A method that is asked for and does not apply gives way to the best that does.
     best = name if name in options else min(fitting, key=seconds.__getitem__)
     chosen = options[best]
-    without = next((why for way, why in found.items() if isinstance(why, str) and way != "dense"), "")
+    refusals = [found[way] for way in (name, *found) if isinstance(found.get(way), str) and way != "dense"]
+    without = next(iter(refusals), "")
     return Plan(
         question=question,
         method=best,

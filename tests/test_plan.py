@@ -236,8 +236,9 @@ def test_printed(question, taps_everywhere):
     assert any(line.startswith("* taps ") and f" {plan.passes} " in line for line in rest)
     assert any(line.startswith("  dense ") and " 31 " in line for line in rest)
     assert "taps: 2 layers with 31 coordinates take one product per output and position" in text
-    assert "  inputs[0]  [4, 3]  taps   weight of linear: 4 columns instead of 12" in rest
-    assert "  inputs[1]  [4]     taps   bias of linear: 4 columns instead of 4" in rest
+    name = "params" if question.name == "diagonal" else "inputs"
+    assert f"  {name}[0]  [4, 3]  taps   weight of linear: 4 columns instead of 12" in rest
+    assert f"  {name}[1]  [4]     taps   bias of linear: 4 columns instead of 4" in rest
     assert all(line == line.rstrip() for line in text.split("\n"))
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch import Tensor
 from hesse.blocks import Block, CannotSweep, Curvature, Diagonal
 from hesse.parameters import Entry, entries
 from hesse.probe import Probe, random_signs
+from hesse.runtime.batches import loops_allowed
 from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.record import Call, Recorder, Value
@@ -37,7 +39,8 @@ from hesse.tape.samples import Samples
 def refusing() -> Iterator[None]:
     """What goes wrong with a call by itself, or with memory, is a reason to take another method."""
     try:
-        yield
+        with loops_allowed():
+            yield
     except RuntimeError as error:
         raise CannotSweep(f"a call cannot be taken by itself: {str(error).splitlines()[0]}") from error
 
@@ -98,6 +101,15 @@ def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]
     Raises:
         CannotSweep: the function does not have the structure; the message is a reason for the plan.
     """
+    if tape not in _ROUTES:
+        _ROUTES[tape] = _route(tape, value, samples)
+    return _ROUTES[tape]
+
+
+_ROUTES: WeakKeyDictionary[Recorder, Route] = WeakKeyDictionary()  # a plan finds it, then a walk takes it
+
+
+def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]) -> Route:
     loss = tape.value_of(value)
     if tape.hidden:
         raise CannotSweep(tape.hidden)

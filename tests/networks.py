@@ -157,6 +157,17 @@ class Unheard(nn.Module):
         return self.second(hidden)
 
 
+class Pooled(nn.Module):
+    """Samples become one vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, inputs):
+        return self.second(torch.tanh(self.first(inputs)).mean(0))
+
+
 class Reshaped(nn.Module):
     """A layer's output is given another shape in place."""
 
@@ -387,6 +398,7 @@ NETWORKS = [
     Network("frozen", lambda: Problem(frozen(), classes, x(5, 3)), dense=("0.bias",)),
     Network("contrastive loss", lambda: Problem(mlp(), contrastive, x(4, 3))),
     Network("a layer unheard", lambda: Problem(Unheard(), squares, x(4, 3))),
+    Network("samples become one vector", lambda: Problem(Pooled(), squares, x(4, 3))),
     Network("reshaped in place", lambda: Problem(Reshaped(), squares, x(4, 3))),
     Network(
         "a penalty", lambda: Problem(Penalised(), squares, x(4, 3)), dense=("layer.weight", "layer.bias")

@@ -459,3 +459,52 @@ def test_version_and_help():
         assert done.exit_code == 0
         assert f"hesse {name}" in done.stdout
         assert "Example" in done.stdout
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("question", ["diagonal", "blocks", "hessian", "trace"])
+def test_plan(folder, form, question):
+    out = succeed(folder, FORMS[form], "--question", question, question="plan")
+    known = "diagonal" if question == "trace" else question
+    count = sum(tensor.numel() for tensor in exact(FORMS[form])[0])
+    assert out.startswith(f"{known} of {count} coordinates in {len(NAMES[form])} tensors; ")
+    for name in NAMES[form]:
+        assert f"\n  {name} " in out
+    for method in ("dense", "taps"):
+        assert f" {method} " in out
+
+
+def test_plan_asks_for_the_diagonal_unless_told(folder):
+    assert succeed(folder, FUNCTION, question="plan").startswith("diagonal of 5 coordinates")
+
+
+def test_plan_of_a_method(folder):
+    out = succeed(folder, MODEL, "--method", "dense", question="plan")
+    assert "\n* dense " in out
+    assert "\n  taps     not asked for\n" in out
+    assert "the check takes 4 products" in " ".join(out.split())
+    unchecked = succeed(folder, MODEL, "--no-check", "--method", "dense", question="plan")
+    assert "the check takes 0 products" in " ".join(unchecked.split())
+
+
+def test_plan_of_another_precision(folder):
+    double, single = (
+        succeed(folder, MODEL, "--dtype", dtype, question="plan").split("\n")[0]
+        for dtype in ("float64", "float32")
+    )
+    assert double.endswith("takes 208 B")
+    assert single.endswith("takes 104 B")
+
+
+def test_plan_of_no_question(folder):
+    done = ask(folder, MODEL, "--question", "gradient", question="plan")
+    assert done.exit_code == 2
+    assert "'gradient' is not one of" in done.stderr
+
+
+def test_plan_of_no_method(folder):
+    fail(ask(folder, MODEL, "--method", "fast", question="plan"), 'method must be "auto"', "'fast'")
+
+
+def test_plan_of_too_little_memory_text(folder):
+    fail(ask(folder, MODEL, "--memory", "much", question="plan"), "memory must be")

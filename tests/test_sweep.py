@@ -348,3 +348,13 @@ def test_mixed_dtypes():
     data = x(5, 3)
     function = lambda a, b: torch.tanh(data.float() @ a.float()).double().matmul(b).square().sum()
     refused(function, (x(3, 4), x(4, 2)), 5, "dtypes")
+
+
+def test_branches_that_start_from_data():
+    """One branch of a product ends before the other; both are read."""
+    data, other = x(5, 3), x(5, 4)
+
+    def function(first, second):
+        return (torch.tanh(data @ first) * torch.tanh(other @ second)).logsumexp(1).sum()
+
+    check(function, (x(3, 2), x(4, 2)), 5)

@@ -90,7 +90,9 @@ def answer(
             check = options.check and not trouble
             workspace = budget.left() - size
             meter = Meter(gradient, first.seconds)
-            plan = planning.make(question, problem, meter, options.method, workspace, check, _refused(whole))
+            plan = planning.make(
+                question, problem, meter, options.method, workspace, check, _refused(whole), brief=True
+            )
             work = _Work(question, problem, gradient, meter, workspace, progress, create_graph)
             parts, certificate, plan = work.certified(plan, check)
     passes = progress.done + (certificate.probes if certificate else 0)
@@ -228,7 +230,7 @@ class _Work:
             self.question,
             self.gradient,
             way,
-            self._chunk_limit(),
+            self._chunk_limit() if set(self.gradient.curved) - plan.by("sweep") else 1,
             self.progress,
             self.create_graph,
             check,
@@ -239,7 +241,9 @@ class _Work:
     def _swept(self, leaves: frozenset[int], check: bool) -> tuple[dict[int, Tensor], list[Probe]]:
         tape = self.gradient.tape
         assert tape is not None
-        return sweep.diagonal(sweep.route(tape, self.gradient.value, self.gradient.places), leaves, check)
+        with sweep.refusing():
+            way = sweep.route(tape, self.gradient.value, self.gradient.places)
+            return sweep.diagonal(way, leaves, check)
 
     def _chunk_limit(self) -> int:
         """How many of the dense products may be batched."""

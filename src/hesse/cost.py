@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from hesse.gradient import Gradient
@@ -80,10 +81,8 @@ class Meter:
 
     def __init__(self, gradient: Gradient, seconds: float) -> None:
         """`seconds`: of one evaluation with its gradient; 0 where it was not timed."""
-        outputs = gradient.outputs
         self.gradient = gradient
-        self.column = bytes_per_column(outputs)
-        self._spans = Spans(outputs)
+        self._spans = Spans(gradient.outputs)
         done = sorted((made(call.outputs[0].edge.node), flops(call)) for call in gradient.calls)
         self._times = [time for time, _ in done]
         self._flops = [0, *accumulate(operations for _, operations in done)]
@@ -100,6 +99,11 @@ class Meter:
         # The square root: of a small function, the gradient's time says as much of Python as of the passes.
         self._seconds = seconds
         self._scale = min(3.0, max(0.3, math.sqrt(seconds / predicted))) if seconds else 1.0
+
+    @cached_property
+    def column(self) -> int:
+        """Bytes that a pass holds at its peak, for every column of a batch."""
+        return bytes_per_column(self.gradient.outputs)
 
     @property
     def preparation(self) -> Cost:

@@ -187,6 +187,7 @@ def make(
     workspace: int,
     check: bool,
     refused: Mapping[str, str] | None = None,
+    brief: bool = False,
 ) -> Plan:
     """Compare the methods and choose; nothing is differentiated twice.
 
@@ -198,6 +199,7 @@ def make(
         workspace: bytes that the answer's making may use beside the answer.
         check: count the check.
         refused: methods that are out of the question, and why.
+        brief: do not look into methods that could hardly save the time of the look.
     """
     name = wanted(method)
     gradient = meter.gradient
@@ -207,9 +209,12 @@ def make(
         if other not in found:
             sought = name in ("auto", "sweep", other) or other == "dense"
             planned = method.by(other) if isinstance(method, Plan) else None
-            found[other] = (
-                _OPTIONS[other](question, problem, meter, workspace, planned) if sought else "not asked for"
-            )
+            if brief and name == "auto" and _settles(found.get("sweep"), meter, workspace):
+                found[other] = "not looked into: the sweep takes hardly longer than a look"
+            elif sought:
+                found[other] = _OPTIONS[other](question, problem, meter, workspace, planned)
+            else:
+                found[other] = "not asked for"
     options = {way: option for way, option in found.items() if isinstance(option, _Option)}
     if isinstance(method, Plan):
         missing = method.by(name) - options[name].shares.keys() if name in options else method.by(name)
@@ -227,7 +232,8 @@ def make(
     # A method that is asked for and does not apply gives way to the best that does.
     best = name if name in options else min(fitting, key=seconds.__getitem__)
     chosen = options[best]
-    without = next((why for way, why in found.items() if isinstance(why, str) and way != "dense"), "")
+    refusals = [found[way] for way in (name, *found) if isinstance(found.get(way), str) and way != "dense"]
+    without = next(iter(refusals), "")
     return Plan(
         question=question,
         method=best,
@@ -245,6 +251,16 @@ def make(
             for way in METHODS
         ),
         shares=tuple(_shares(problem, gradient, chosen)),
+    )
+
+
+def _settles(option: _Option | str | None, meter: Meter, workspace: int) -> bool:
+    """Does a method answer everything, without products, in about the time that was spent already?"""
+    return (
+        isinstance(option, _Option)
+        and not option.cost.passes
+        and option.cost.bytes <= workspace
+        and option.cost.seconds < 3 * meter.preparation.seconds
     )
 
 
@@ -315,13 +331,17 @@ def _sweep(
     if gradient.tape is None or not gradient.places:
         return "no samples were found that do not touch"
     try:
-        way = sweep.route(gradient.tape, gradient.value, gradient.places)
+        with sweep.refusing():
+            way = sweep.route(gradient.tape, gradient.value, gradient.places)
     except CannotSweep as error:
         return str(error)
     estimate = sweep_cost.cost(way)
     cost = meter.walk(len(way.steps), estimate.flops, estimate.peak_bytes)
     covered = way.covered if planned is None else way.covered & set(planned)
-    beside = {i: cost for i, cost in dense.costs(question, meter, workspace).items() if i not in covered}
+    beside: Mapping[int, Cost] = {}
+    if not covered.issuperset(gradient.curved):
+        costs = dense.costs(question, meter, workspace)
+        beside = {i: cost for i, cost in costs.items() if i not in covered}
     count = "1 call" if len(way.steps) == 1 else f"{len(way.steps)} calls"
     unknown = f", {', '.join(estimate.unknown)} by autograd" if estimate.unknown else ""
     return _Option(

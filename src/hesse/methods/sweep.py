@@ -16,8 +16,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,10 +28,22 @@ from torch import Tensor
 from hesse.blocks import Block, CannotSweep, Curvature, Diagonal
 from hesse.parameters import Entry, entries
 from hesse.probe import Probe, random_signs
+from hesse.runtime.batches import loops_allowed
 from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import Samples
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What goes wrong with a call by itself, or with memory, is a reason to take another method."""
+    try:
+        with loops_allowed():
+            yield
+    except RuntimeError as error:
+        raise CannotSweep(f"a call cannot be taken by itself: {str(error).splitlines()[0]}") from error
+
 
 Take = Callable[[Entry, Block], None]
 """What to do with the curvature of a call's result where parameters enter."""
@@ -86,6 +101,15 @@ def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]
     Raises:
         CannotSweep: the function does not have the structure; the message is a reason for the plan.
     """
+    if tape not in _ROUTES:
+        _ROUTES[tape] = _route(tape, value, samples)
+    return _ROUTES[tape]
+
+
+_ROUTES: WeakKeyDictionary[Recorder, Route] = WeakKeyDictionary()  # a plan finds it, then a walk takes it
+
+
+def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]) -> Route:
     loss = tape.value_of(value)
     if tape.hidden:
         raise CannotSweep(tape.hidden)
@@ -174,7 +198,12 @@ def _touches(term: Diagonal, call: Local) -> bool:
 def _pull_curvature(call: Local, curvature: Curvature) -> None:
     """Take the call's results out of all terms."""
     for term in curvature.remove(call.outputs):
-        if not call.inputs:
+        if not call.inputs:  # the walk ends here, but may go on elsewhere
+            known: dict[Value, Any] = term.scales if isinstance(term, Diagonal) else term.columns
+            for value in call.outputs:
+                known.pop(value, None)
+            if known:
+                curvature.add(term)
             continue
         if isinstance(term, Diagonal):
             if call.keeps(term):

@@ -12,6 +12,7 @@ from hesse.blocks import CannotSweep
 from hesse.errors import ArgumentError, OutputError, StructureError
 from hesse.gradient import errors_explained, evaluate
 from hesse.methods import approximate
+from hesse.methods.sweep import refusing
 from hesse.problem import Problem, from_function
 from hesse.runtime.isolation import isolated, random_state_kept
 from hesse.tape.record import Recorder
@@ -103,9 +104,8 @@ def _walked(problem: Problem, kind: str) -> dict[int, Tensor]:
                 )
             return {}
         try:
-            if watch.nested_gradient:
-                raise CannotSweep("it takes gradients itself")
-            return approximate.diagonal(tape, value, kind)
+            with refusing():
+                return approximate.diagonal(tape, value, kind)
         except CannotSweep as error:
             raise StructureError(
                 f"func cannot be followed call by call ({error}); ask for hessian_diagonal, which is exact "

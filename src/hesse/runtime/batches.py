@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -24,9 +25,7 @@ def batched(
     try:
         if count == 1:
             return [result.unsqueeze(0) for result in product(*(vector[0] for vector in vectors))]
-        with warnings.catch_warnings():
-            # Of operations that it batches by a loop; `chunks` finds out whether that pays.
-            warnings.filterwarnings("ignore", message="There is a performance drop")
+        with loops_allowed():  # `chunks` finds out whether they pay
             return torch.vmap(lambda *vectors: tuple(product(*vectors)))(*vectors)
     except torch.OutOfMemoryError:
         if not chunks.halve():
@@ -40,6 +39,14 @@ def batched(
         else:  # an operation refuses batching; product by product it has no say
             chunks.forbid()
     return None
+
+
+@contextmanager
+def loops_allowed() -> Iterator[None]:
+    """Leave out torch's warning of operations that `torch.vmap` batches by a loop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        yield
 
 
 def clock(tensor: Tensor) -> float:

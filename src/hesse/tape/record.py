@@ -130,6 +130,8 @@ class Recorder(TorchFunctionMode):
                 return _ENTERED[func](*args, **kwargs)
         if not torch.is_grad_enabled():  # inside a custom Function, for one
             return func(*args, **kwargs)
+        if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            self._hide("the function takes gradients itself")
         arguments: list[Any] = [*args, *kwargs.values()]
         spec: pytree.TreeSpec | tuple[str, ...] = tuple(kwargs)
         if any(isinstance(argument, (tuple, list, dict)) for argument in arguments):

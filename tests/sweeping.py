@@ -62,7 +62,11 @@ def swept(function, tensors, count):
 
 def check(function, tensors, count, covered=None):
     """The sweep equals plain double backward, for all tensors or the ones that must be covered."""
-    found, probes = swept(function, tensors, count)
+    value, tape, samples = recorded(function, tensors, count)
+    with sdpa_kernel(SDPBackend.MATH):
+        way = sweep.route(tape, value, samples)
+        found, probes = sweep.diagonal(way, way.covered)
+        squares = sweep.blocks(way, way.covered)
     assert set(found) == set(range(len(tensors)) if covered is None else covered)
     matrix = hessian_matrix(function, tensors)
     sizes = [t.numel() for t in tensors]
@@ -73,6 +77,9 @@ def check(function, tensors, count, covered=None):
         error = (part.flatten() - exact[i]).abs().max().item() / scale
         assert error < 1e-9, (i, error)
     blocks = [rows.split(sizes, 1) for rows in matrix.split(sizes)]
+    assert {i for i, _ in squares} == set(found)
+    for (i, j), square in squares.items():
+        assert (square - blocks[i][j]).abs().max().item() / scale < 1e-9, i
     for probe in probes:
         for j, computed in zip(probe.columns, probe.computed, strict=True):
             product = sum(blocks[j][i] @ s.flatten() for i, s in zip(probe.rows, probe.signs, strict=True))

@@ -3,10 +3,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import hesse
 from cases import Cubed, classes, of_model, x
 from hesse.blocks import CannotSweep
 from hesse.methods import sweep
 from hesse.methods.sweep_cost import cost
+from oracle import hessian_matrix
+from questions import BLOCKS
 from sweeping import check, recorded, swept
 
 
@@ -217,6 +220,23 @@ def test_losses(name):
     targets = classes(3, 5)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     net(model, 3, loss=lambda out: LOSSES[name](out, targets))
+
+
+def test_blocks_beside_what_is_not_covered():
+    data, targets = x(5, 4), classes(3, 5)
+
+    def function(tied, norm, bias, last):
+        hidden = torch.tanh(torch.tanh(data @ tied + bias) @ tied)
+        return F.cross_entropy(F.layer_norm(hidden, (4,), norm) @ last, targets)
+
+    tensors = (x(4, 4), x(4), x(4), x(4, 3))
+    result = hesse.hessian_blocks(function, tensors, method="sweep", full_output=True)
+    assert result.plan.by("sweep") == {1, 2, 3}
+    assert result.plan.passes == 16
+    assert result.certificate.passed
+    assert BLOCKS.error(result.value, hessian_matrix(function, tensors), tensors) < 1e-12
+    kept = hesse.hessian_blocks(function, tensors, method=result.plan, check=False)
+    assert all(torch.equal(one, other) for one, other in zip(kept, result.value, strict=True))
 
 
 def refused(function, tensors, count, match):

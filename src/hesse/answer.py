@@ -238,11 +238,13 @@ class _Work:
         )
         return outcome.parts, [*probes, *outcome.probes]
 
-    def _swept(self, leaves: frozenset[int], check: bool) -> tuple[dict[int, Tensor], list[Probe]]:
+    def _swept(self, leaves: frozenset[int], check: bool) -> tuple[Mapping[Any, Tensor], list[Probe]]:
         tape = self.gradient.tape
         assert tape is not None
         with sweep.refusing():
             way = sweep.route(tape, self.gradient.value, self.gradient.places)
+            if self.question == "blocks":  # which are checked where they are joined with the others
+                return sweep.blocks(way, leaves), []
             return sweep.diagonal(way, leaves, check)
 
     def _chunk_limit(self) -> int:

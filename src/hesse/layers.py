@@ -295,7 +295,7 @@ class Matrix:
         groups, inputs = rows.a.shape[2:]
         half = rows is columns and groups == 1
         if half and rows.positions == 1 and self._uses[rows.form] == 1:
-            _add_own(block, rows.a[:, 0, 0], numbers, M[:, :, 0, 0])
+            add_own(block, rows.a[:, 0, 0], numbers, M[:, :, 0, 0])
             return
         per_group = columns.gamma.shape[3]
         for p, places, positions in columns.outputs(numbers):
@@ -322,7 +322,7 @@ class Matrix:
                 and self._layers[w].groups == 1
                 and (self._layers[w].positions, self._uses[w]) != (1, 1)
             ):
-                _mirror(block)
+                mirror(block)
             for (i, j), part in self._split(block, self._layers[w], self._layers[x]).items():
                 if i <= j:
                     _put(found, i, j, part)
@@ -359,7 +359,7 @@ def _rows(layer: Layer, M: Tensor, J: Tensor | None, start: int) -> Tensor:
     return T
 
 
-def _add_own(block: Tensor, a: Tensor, numbers: range, M: Tensor) -> None:
+def add_own(block: Tensor, a: Tensor, numbers: range, M: Tensor) -> None:
     """The block of a layer with one position, symmetric in its outputs and in its inputs.
 
     `a` is [N, I], M is [c, N, O]. Products of inputs are made once for all pairs of outputs.
@@ -377,7 +377,7 @@ def _add_own(block: Tensor, a: Tensor, numbers: range, M: Tensor) -> None:
         block[p, :, o] = values
 
 
-def _mirror(block: Tensor) -> None:
+def mirror(block: Tensor) -> None:
     """Fill in the columns of later outputs from their rows."""
     outputs, inputs = block.shape[:2]
     matrix = block.flatten(2).flatten(0, 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.blocks import Block, applied
-from hesse.layers import Layer
+from hesse.layers import Layer, add_own, mirror
 from hesse.tape.layers import layer_call
 from hesse.tape.local import Local
 from hesse.tape.record import Value
@@ -38,12 +38,16 @@ class Entry(ABC):
         place: the samples in the result.
         like: a tensor like the result.
         size: coordinates of the parameters.
+        shape: of w.
+        positions: elements of a sample's result that share a coordinate.
     """
 
     leaves: Sequence[int]
     place: Samples
     like: Tensor
     size: int
+    shape: torch.Size
+    positions: int
 
     @abstractmethod
     def gradients(self, columns: Tensor) -> Tensor:
@@ -74,20 +78,61 @@ class Entry(ABC):
         """`Jᵀ` times [N, f], summed over samples: like w."""
 
     @abstractmethod
+    def split_stack(self, stack: Tensor) -> dict[int, Tensor]:
+        """Stacks of values like w, [..., *w], as those of each parameter."""
+
+    @abstractmethod
+    def within(self, curvature: Tensor) -> Tensor:
+        """`Jᵀ K J` for K of every sample in the order of `layout`, [N, f, f]: [size, size]."""
+
+    @abstractmethod
+    def within_diagonal(self, diagonal: Tensor) -> Tensor:
+        """`Jᵀ diag(d) J`, for d of the result's shape: [size, size]."""
+
     def split(self, values: Tensor) -> dict[int, Tensor]:
         """Values like w as those of each parameter."""
+        return {i: part.squeeze(0) for i, part in self.split_stack(values.unsqueeze(0)).items()}
 
     def factor(self, core: Tensor, columns: Tensor) -> Tensor:
         """The diagonal of `Jᵀ Uᵀ C U J`: squared gradients, weighted by the eigenvalues of C."""
+        return torch.stack([weights @ g.square_() for weights, g in self._weighted(core, columns)]).sum(0)
+
+    def _weighted(self, core: Tensor, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gradients by w [m, size] for columns in which C is diagonal, each with what is on it."""
         if core.dim() == 3:
             core, turned = torch.linalg.eigh(core)
             first = self.place.first(columns, 1)
             columns = self.place.back(torch.einsum("qn...,nqr->rn...", first, turned), 1)
-        parts = []
         for some, weights in zip(columns.split(self._chunk), core.T.split(self._chunk), strict=True):
-            squares = self.gradients(some).square_()
-            parts.append((weights.flatten() @ squares.reshape(weights.numel(), -1)).view(squares.shape[2:]))
-        return torch.stack(parts).sum(0)
+            yield weights.flatten(), self.gradients(some).reshape(weights.numel(), -1)
+
+    def matrix(self, block: Block) -> dict[int, Tensor]:
+        """The diagonal block of `Jᵀ K J` for each parameter, as a matrix."""
+        parts, dense = [], []
+        for core, columns in block.factors:
+            if len(columns) < self.positions:
+                parts += [
+                    (gradients.T * weights) @ gradients
+                    for weights, gradients in self._weighted(core, columns)
+                ]
+            else:
+                u = self.layout(columns)
+                dense.append(torch.einsum("rnf,rng->nfg", applied(core, u), u))
+        if block.dense is not None:
+            dense.append(block.dense[:, self._order[:, None], self._order])
+        if block.diagonal is not None:
+            parts.append(self.within_diagonal(block.diagonal))
+        if dense:
+            parts.append(self.within(sum(dense[1:], dense[0])))
+        if not parts:
+            parts.append(self.like.new_zeros(self.size, self.size))
+        total = sum(parts[1:], parts[0])
+        found = {}
+        for i, columns in self.split_stack(total.T.reshape((-1, *self.shape))).items():  # it is symmetric
+            count = columns[0].numel()
+            rows = columns.movedim(0, -1).reshape((*columns.shape[1:], *self.shape))
+            found[i] = self.split_stack(rows)[i].reshape(count, count)
+        return found
 
     def product(self, block: Block, direction: Tensor) -> Tensor:
         """`Jᵀ K J` times a direction like w."""
@@ -119,7 +164,7 @@ class Entry(ABC):
 
     def diagonal(self, block: Block) -> Tensor:
         """The diagonal of `Jᵀ K J`, like w."""
-        parts = [self.factor(core, columns) for core, columns in block.factors]
+        parts = [self.factor(core, columns).view(self.shape) for core, columns in block.factors]
         if block.diagonal is not None:
             parts.append(self.squares(block.diagonal))
         if block.dense is not None:
@@ -136,7 +181,9 @@ class LayerEntry(Entry):
 
     def __init__(self, layer: Layer) -> None:
         self.leaves, self.place, self.like = layer.tensors, layer.samples, layer.gradient
-        self.size = layer.columns // layer.positions * layer.a.shape[-1]
+        outputs = layer.columns // layer.positions // layer.groups
+        self.shape = torch.Size((layer.groups, outputs, layer.a.shape[-1]))
+        self.size, self.positions = self.shape.numel(), layer.positions
         self._layer = layer
 
     def gradients(self, columns: Tensor) -> Tensor:
@@ -195,9 +242,34 @@ class LayerEntry(Entry):
         z = vectors.view(*self._layer.a.shape[:3], -1)
         return torch.einsum("ntgo,ntgi->goi", z, self._layer.a)
 
-    def split(self, values: Tensor) -> dict[int, Tensor]:
+    def split_stack(self, stack: Tensor) -> dict[int, Tensor]:
         """The weight's, and the bias's that is joined to it."""
-        return self._layer.split(values)
+        return self._layer.split(stack)
+
+    def within(self, curvature: Tensor) -> Tensor:
+        """For one output after another: its positions meet the input, then those of outputs from it on."""
+        a, (groups, outputs, inputs) = self._layer.a, self.shape
+        block = curvature.new_empty(groups * outputs, inputs, groups * outputs, inputs)
+        if groups == self.positions == 1:
+            add_own(block, a[:, 0, 0], range(outputs), curvature.transpose(0, 1))
+            return block.view(self.size, self.size)
+        places = curvature.unflatten(2, (-1, groups, outputs)).unflatten(1, (-1, groups * outputs))
+        for o in range(groups * outputs):
+            start = o if groups == 1 else 0
+            moved = torch.einsum("ntshp,nti->nishp", places[:, :, o, ..., start:], a[:, :, o // outputs])
+            block[start:, :, o] = torch.einsum("nishp,nshq->hpqi", moved, a).flatten(0, 1)
+        if groups == 1:
+            mirror(block)
+        return block.view(self.size, self.size)
+
+    def within_diagonal(self, diagonal: Tensor) -> Tensor:
+        """A block for every output by itself."""
+        z, a = self._layer.layout(diagonal.unsqueeze(0)).squeeze(0), self._layer.a
+        blocks = (
+            torch.einsum("nto,nti,ntj->oij", z[:, :, g], a[:, :, g], a[:, :, g]) for g in range(z.shape[2])
+        )
+        joined: Tensor = torch.block_diag(*(own for block in blocks for own in block))
+        return joined
 
 
 class Spread(Entry):
@@ -213,32 +285,33 @@ class Spread(Entry):
         if place.count > 1:
             kept = place.outer == place.inner == 1
             shape[place.dim : place.dim + 1] = [] if kept else [1, 1]
-        self._shape = shape
+        self.shape = torch.Size(shape)
+        self.positions = max(1, slope.numel() // place.count // self.size)
         self._slope = place.first(slope)
 
     def gradients(self, columns: Tensor) -> Tensor:
         """Summed over all that the parameter is broadcast over but the samples."""
         spread = self.place.first(columns, 1) * self._slope
-        return spread.sum_to_size(*spread.shape[:2], *self._shape)
+        return spread.sum_to_size(*spread.shape[:2], *self.shape)
 
     def squares(self, diagonal: Tensor) -> Tensor:
         """Elements that share a coordinate are only added up."""
-        return (self.place.first(diagonal) * self._slope.square()).sum_to_size(1, *self._shape).squeeze(0)
+        return (self.place.first(diagonal) * self._slope.square()).sum_to_size(1, *self.shape).squeeze(0)
 
     def dense(self, core: Tensor) -> Tensor:
         """The blocks of every coordinate, over pairs of the elements that it is broadcast over."""
         pairs = core[:, self._shared.unsqueeze(2), self._shared.unsqueeze(1)]
         slope = self._slope.reshape(len(core), -1)[:, self._shared]
-        return torch.einsum("nwab,nwa,nwb->w", pairs, slope, slope).view(self._shape)
+        return torch.einsum("nwab,nwa,nwb->w", pairs, slope, slope).view(self.shape)
 
     @cached_property
     def _shared(self) -> Tensor:
         """For every coordinate, its elements in one sample: [w, m]."""
         rest = self._slope.shape[1:]
-        own = [d for d, size in enumerate(self._shape) if size > 1]
-        over = [d for d, size in enumerate(self._shape) if size == 1]
+        own = [d for d, size in enumerate(self.shape) if size > 1]
+        over = [d for d, size in enumerate(self.shape) if size == 1]
         numbers = torch.arange(rest.numel(), device=self._slope.device).view(rest)
-        count = torch.Size(self._shape).numel()
+        count = torch.Size(self.shape).numel()
         return numbers.permute(*own, *over).reshape(count, -1)
 
     def layout(self, stack: Tensor) -> Tensor:
@@ -251,16 +324,26 @@ class Spread(Entry):
 
     def backward(self, vectors: Tensor) -> Tensor:
         """Times the slope, and summed."""
-        return (vectors.view(self._slope.shape) * self._slope).sum_to_size(1, *self._shape).squeeze(0)
+        return (vectors.view(self._slope.shape) * self._slope).sum_to_size(1, *self.shape).squeeze(0)
 
-    def split(self, values: Tensor) -> dict[int, Tensor]:
+    def split_stack(self, stack: Tensor) -> dict[int, Tensor]:
         """Through the views that the parameter entered by, backwards."""
-        found = values.reshape(self._path[0][0].tensor.shape)
+        found = stack.reshape(-1, *self._path[0][0].tensor.shape)
         for _, view in self._path:
             if view is not None:
-                (found,) = view.pull([found.unsqueeze(0)]).values()
-                found = found.squeeze(0)
+                (found,) = view.pull([found]).values()
         return {self._leaf: found}
+
+    def within(self, curvature: Tensor) -> Tensor:
+        """By the derivative of the result, coordinate by coordinate."""
+        ones = torch.eye(self.size, dtype=curvature.dtype, device=curvature.device)
+        columns = torch.stack([self.forward(one) for one in ones.view(-1, *self.shape)], 1)  # N, w, f
+        block: Tensor = torch.einsum("nwf,nvf->wv", columns @ curvature, columns)
+        return block
+
+    def within_diagonal(self, diagonal: Tensor) -> Tensor:
+        """Coordinates do not meet."""
+        return self.squares(diagonal).flatten().diag()
 
 
 def entries(step: Local, uses: Mapping[Value, int]) -> Iterator[Entry]:

@@ -14,6 +14,7 @@ from hesse.errors import ArgumentError
 from hesse.gradient import Gradient
 from hesse.layers import Layer
 from hesse.methods import dense, sweep, sweep_cost, taps
+from hesse.parameters import Entry
 from hesse.problem import Problem
 from hesse.runtime.memory import show
 
@@ -326,8 +327,8 @@ def _sweep(
     question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
 ) -> _Option | str:
     gradient = meter.gradient
-    if question != "diagonal":
-        return f"gives diagonals, not the {question}"
+    if question == "hessian":
+        return "gives diagonals and blocks, not the full Hessian"
     if gradient.tape is None or not gradient.places:
         return "no samples were found that do not touch"
     try:
@@ -342,16 +343,29 @@ def _sweep(
     if not covered.issuperset(gradient.curved):
         costs = dense.costs(question, meter, workspace)
         beside = {i: cost for i, cost in costs.items() if i not in covered}
+    pieces = [*(entry.leaves[0] for entry in way.probed(covered)), *beside]
+    if question == "blocks":
+        cost = cost + total(_matrix(entry, meter) for entry in way.entries)
+        pieces = [*covered, *beside]
     count = "1 call" if len(way.steps) == 1 else f"{len(way.steps)} calls"
     unknown = f", {', '.join(estimate.unknown)} by autograd" if estimate.unknown else ""
     return _Option(
         "sweep",
         cost + total(beside.values()),
         dict.fromkeys(covered, "read from the curvature on the way"),
-        [*(entry.leaves[0] for entry in way.probed(covered)), *beside],
+        pieces,
         f"one walk back over {count}{unknown}, without products{_others(problem, beside, covered)}",
         dict.fromkeys(beside, "does not enter linearly, only once, where samples are apart"),
     )
+
+
+def _matrix(entry: Entry, meter: Meter) -> Cost:
+    """What it takes to make a block of what was read on the way, with its parameters joined."""
+    count, width = entry.place.count, entry.like.element_size()
+    moved = width * (6 * entry.size**2 + 8 * entry.like.numel() * entry.size * (entry.positions > 1))
+    held = width * (2 * entry.size**2 + entry.like.numel() ** 2 // count)
+    calls = 8 * entry.like.numel() // count // entry.positions
+    return meter.arithmetic(2 * count * entry.positions * entry.size**2, moved, held, calls)
 
 
 _OPTIONS = {"sweep": _sweep, "taps": _taps, "dense": _dense}

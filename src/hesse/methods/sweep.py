@@ -247,3 +247,15 @@ def diagonal(way: Route, leaves: Set[int], check: bool = True) -> tuple[dict[int
 
     run(way, take)
     return found, probes
+
+
+def blocks(way: Route, leaves: Set[int]) -> dict[tuple[int, int], Tensor]:
+    """The Hessian's block, as a matrix, of each of some leaves that are covered, by twice its index."""
+    found: dict[tuple[int, int], Tensor] = {}
+
+    def take(entry: Entry, block: Block) -> None:
+        if not leaves.isdisjoint(entry.leaves):
+            found.update({(i, i): part for i, part in entry.matrix(block).items() if i in leaves})
+
+    run(way, take)
+    return found

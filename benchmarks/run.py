@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import approximate
 from benchmarks.cases import Case
 from benchmarks.contestants import (
     QUESTIONS,
@@ -165,8 +166,9 @@ def write(question: str, device: str, cases: dict[str, dict[str, Any]], keep: bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--question", choices=[*QUESTIONS, "import"], help="only this one")
-    known = dict.fromkeys(case.name for question in QUESTIONS.values() for case in question.cases)
+    parser.add_argument("--question", choices=[*QUESTIONS, "approximate", "import"], help="only this one")
+    cases = [*approximate.CASES, *(case for question in QUESTIONS.values() for case in question.cases)]
+    known = dict.fromkeys(case.name for case in cases)
     parser.add_argument("--case", choices=list(known), help="only this one; earlier results of others stay")
     parser.add_argument("--repeats", type=int, help="rounds, instead of the question's own number")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -181,6 +183,13 @@ def main() -> None:
                     path = write(name, options.device, answered, keep=options.case is not None)
         if answered:
             print(f"wrote {path.name}")
+    answered = {}
+    for case in approximate.CASES if options.question in (None, "approximate") else ():
+        if options.case in (None, case.name):
+            answered[case.name] = approximate.answer_approximate(case, options.device, options.repeats)
+    if answered:
+        path = write("approximate", options.device, answered, keep=options.case is not None)
+        print(f"wrote {path.name}")
     if options.question == "import" or not (options.question or options.case):
         path = write("import", options.device, {"import": answer_import(options.repeats)}, keep=False)
         print(f"wrote {path.name}")

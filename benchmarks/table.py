@@ -60,6 +60,7 @@ _TITLES = {
     "hessian": "The full Hessian",
     "diagonal": "The diagonal of the Hessian",
     "hvp": "One product with a vector",
+    "approximate": "Approximate diagonals",
     "import": "Importing",
 }
 
@@ -79,6 +80,8 @@ _IN_CASE = ("seconds_over_floor", "seconds_over_per_sample_gradients")
 
 def section(content: dict[str, Any]) -> str:
     """One question on one machine."""
+    if content["question"] == "approximate":
+        return approximate_section(content)
     cases = content["cases"]
     lines = [
         f"## {_TITLES[content['question']]}",
@@ -92,6 +95,31 @@ def section(content: dict[str, Any]) -> str:
         lines += rows(name, case)
     lines += ["", *map(summary_line, content["summary"].items()), ""]
     lines += [case_line(name, case) for name, case in cases.items()]
+    return "\n".join(lines) + "\n"
+
+
+def approximate_section(content: dict[str, Any]) -> str:
+    """Approximate diagonals beside exact ones."""
+    lines = [
+        f"## {_TITLES['approximate']}",
+        "",
+        machine(content["environment"]),
+        "",
+        "`hesse.approximate_diagonal` beside the exact diagonal, over all coordinates of a network as it is",
+        "initialised: the error in norm, the share of right signs, and the rank correlation. The last",
+        "column is the time in gradients.",
+        "",
+        "| case | contestant | relative error | right signs | rank correlation | ms | slowest | gradients |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, case in content["cases"].items():
+        for who, record in case["contestants"].items():
+            keys = ("relative_error", "right_signs", "rank_correlation")
+            cells = [f"{record[key]:.3f}" if key in record else "" for key in keys]
+            cells += [milliseconds(record[key]) for key in ("seconds", "slowest")]
+            cells.append(f"{record['gradients']:.1f}")
+            lines.append(f"| {name} | {who} | " + " | ".join(cells) + " |")
+    lines += ["", *(case_line(name, case) for name, case in content["cases"].items())]
     return "\n".join(lines) + "\n"
 
 

@@ -4,6 +4,7 @@ from hesse.answer import Result
 from hesse.certificate import Certificate
 from hesse.errors import HesseError, HesseWarning
 from hesse.planning import Estimate, Plan, Share
+from hesse.questions.approximate import approximate_diagonal
 from hesse.questions.diagonal import hessian_diagonal, model_hessian_diagonal
 from hesse.questions.hessian import hessian, hessian_blocks
 from hesse.questions.plan import plan
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "Result",
     "Share",
+    "approximate_diagonal",
     "hessian",
     "hessian_blocks",
     "hessian_diagonal",

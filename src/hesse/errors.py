@@ -43,6 +43,10 @@ class NotTwiceDifferentiableError(HesseError, RuntimeError):
     """An operation has no double backward."""
 
 
+class StructureError(HesseError, RuntimeError):
+    """The calls of a function cannot be followed, where a question is answered from them alone."""
+
+
 class BudgetError(HesseError, MemoryError):
     """The memory budget cannot hold the answer itself."""
 

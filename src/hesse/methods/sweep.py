@@ -113,7 +113,7 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
     loss = tape.value_of(value)
     if tape.hidden:
         raise CannotSweep(tape.hidden)
-    calls = _leading_to(loss, tape.calls)
+    calls = leading_to(loss, tape.calls)
     if any(v.tensor.dtype != value.dtype for call in calls for v in (*call.inputs.values(), *call.outputs)):
         raise CannotSweep("values are of different dtypes")
     places = _placed(calls, samples)
@@ -153,7 +153,7 @@ def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> d
     return places
 
 
-def _leading_to(loss: Value, calls: list[Call]) -> list[Call]:
+def leading_to(loss: Value, calls: list[Call]) -> list[Call]:
     """The calls that the loss depends on, in their order."""
     needed, found = {loss}, []
     for call in reversed(calls):

@@ -65,6 +65,19 @@ class RowWise(Local):
         """
         raise NotImplementedError
 
+    def square_rows(self, k: Tensor) -> Tensor:
+        """Diagonals [N, R, d] of the result's curvature times the squared Jacobian."""
+        raise NotImplementedError
+
+    def squares(self, k: Tensor) -> Tensor:
+        """A diagonal of the result's curvature, like the result, times the squared Jacobian."""
+        return self.like_input(self.square_rows(self.rows(k)))
+
+    def bent(self, adjoint: Tensor) -> Tensor:
+        """The diagonal of the second derivative."""
+        diagonal, outer = self.bend(adjoint)
+        return self.like_input(sum((c.unsqueeze(-1) * x.square() for c, x in outer), diagonal))
+
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """In closed form."""
         (stack,), (value,) = columns, self.inputs
@@ -115,6 +128,17 @@ class Softmax(RowWise):
         w = self.pull_rows(self.rows(adjoint))
         return w, _mutual(self._y, -w)
 
+    def square_rows(self, k: Tensor) -> Tensor:
+        r"""Of $J_{ci} = y_c (\delta_{ci} - y_i)$."""
+        weighted = k * self._y.square()
+        return weighted * (1 - 2 * self._y) + self._y.square() * weighted.sum(-1, keepdim=True)
+
+    @property
+    def unit(self) -> tuple[Tensor, Tensor]:
+        """First and second derivative of every element by its own input, like the input."""
+        y = self.like_input(self._y)
+        return y * (1 - y), y * (1 - y) * (1 - 2 * y)
+
 
 class LogSoftmax(Softmax):
     r"""With y the softmax: $J^T g = g - y \sum g$, and H is $-\sum g$ times `diag(y) - y yᵀ`."""
@@ -129,6 +153,16 @@ class LogSoftmax(Softmax):
         """See `RowWise`."""
         total = self.rows(adjoint).sum(-1)
         return -total.unsqueeze(-1) * self._y, [(total, self._y)]
+
+    def square_rows(self, k: Tensor) -> Tensor:
+        r"""Of $J_{ci} = \delta_{ci} - y_i$."""
+        return k * (1 - 2 * self._y) + self._y.square() * k.sum(-1, keepdim=True)
+
+    @property
+    def unit(self) -> tuple[Tensor, Tensor]:
+        """See `Softmax`."""
+        y = self.like_input(self._y)
+        return 1 - y, -y * (1 - y)
 
 
 class CrossEntropy(RowWise):
@@ -209,6 +243,17 @@ class Normalised(RowWise):
             outer.append(((m / (self._size * square)).squeeze(-1), torch.ones_like(x)))
         return (-m / square).expand_as(x), outer
 
+    def squares(self, k: Tensor) -> Tensor:
+        """Through the scale first."""
+        return super().squares(self.norm.scaled(self.norm.scaled(k)))
+
+    def square_rows(self, k: Tensor) -> Tensor:
+        r"""Of $J_{ci} = (\delta_{ci} - (a + x_c x_i) / d) / s$, where a is one if rows are centred."""
+        x, a = self._x, float(self._centred)
+        total, first, second = (part.sum(-1, keepdim=True) for part in (k, k * x, k * x.square()))
+        squared = (a * (total + 2 * x * first) + x.square() * second) / self._size**2
+        return (k - 2 * k * (a + x.square()) / self._size + squared) / self._s.square()
+
 
 @dataclass
 class Norm:
@@ -265,6 +310,12 @@ class FixedNorm(Elementwise):
         """The same for all samples."""
         slope = self._norm.scaled(torch.ones_like(self._normalised) / self._deviation)
         return dict.fromkeys(self.inputs, slope)
+
+    def squares(self, k: Tensor) -> Tensor:
+        """A diagonal of the result's curvature times squared slopes."""
+        (slope,) = self.slopes.values()
+        assert slope is not None
+        return k * slope.square()
 
     def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
         """Weight and bias."""

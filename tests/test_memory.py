@@ -151,6 +151,54 @@ def test_resident_memory_stays_within_the_budget():
     assert int(found.stdout) * 1024 < 1.15 * 2**30
 
 
+SWEPT = """
+    import re, torch, hesse
+    from pathlib import Path
+    from torch import nn
+
+    def resident(kind):
+        return 1024 * int(re.search(rf"{kind}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(512, 512), nn.Tanh())), nn.Linear(512, 9))
+    images, labels = torch.randn(64, 512), torch.randint(0, 9, (64,))
+
+    def ask(count, **options):
+        data = images[:count], labels[:count]
+        return hesse.model_hessian_diagonal(model, nn.functional.cross_entropy, *data, full_output=True, **options)
+
+    ask(4, method="sweep")  # what is loaded late is no part of it
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    result = ask(64, memory="512MiB")
+    assert result.plan.method == "sweep"
+    print(resident("VmHWM") - before, result.plan.peak_bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_sweep_stays_within_what_was_planned_and_the_budget():
+    """Blocks of 512 by 512 for each of 64 samples, 67 MB, and some of them at a time."""
+    script = textwrap.dedent(SWEPT)
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
+    )
+    taken, planned = map(int, found.stdout.split())
+    assert 67_000_000 < taken < 1.15 * planned < 1.15 * 2**29
+
+
+def test_a_sweep_that_does_not_fit_the_budget_is_not_taken():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 8))
+    images, labels = torch.randn(256, 64), torch.randint(0, 8, (256,))
+    func = lambda: torch.nn.functional.cross_entropy(model(images), labels)
+    wide = hesse.plan("diagonal", func, list(model.parameters()), memory="1GiB")
+    tight = hesse.plan("diagonal", func, list(model.parameters()), memory="2MiB")
+    assert wide.method == "sweep"
+    assert tight.method != "sweep"
+    assert wide.peak_bytes > 2 * 2**20
+
+
 def test_free_memory_is_plausible():
     free = memory.free(torch.device("cpu"))
     assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

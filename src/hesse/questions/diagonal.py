@@ -40,10 +40,13 @@ def hessian_diagonal(
         create_graph: make a result that can be differentiated again.
         strict: raise where a tensor does not require grad (closure form) or does not influence
             the output; without it its diagonal is zero.
-        method: "auto" takes taps (one product per output of a linear layer) where they apply and one
-            product per coordinate elsewhere; "taps" says the same, "dense" takes no taps. Or a `Plan`.
-        check: certify, with one product by plain autograd for every layer that is tapped and every
-            other tensor.
+        method: "auto" takes what is predicted to be fastest: "sweep" (one walk back over the calls of
+            `func`, no products), "taps" (one product per output of a layer) or "dense" (one per
+            coordinate). A method that is named and does not apply gives way to the best that does, and
+            what it cannot answer takes one product per coordinate; `full_output` says what was done and
+            why. Or a `Plan`.
+        check: certify, with products by plain autograd: one for every tapped weight and every dense
+            tensor, three for a sweep.
         memory: see `hessian`.
         progress: see `hessian`.
         full_output: see `hessian`.

@@ -46,7 +46,9 @@ def hessian(
         vectorize: accepted for torch's sake and without effect: products are always batched, in
             chunks whose size is found while working.
         outer_jacobian_strategy: likewise ("reverse-mode", "forward-mode" or None).
-        method: "auto", a method's name ("dense"), or a `Plan`.
+        method: "auto" takes what is predicted to be fastest: "taps" (from one product per output of a
+            layer) or "dense" (one per coordinate); for `hessian_blocks` also "sweep" (no products). A
+            method that is named and does not apply gives way to the best that does. Or a `Plan`.
         check: certify the result with one product by plain autograd.
         memory: budget for all that the call uses beyond what was allocated before, the answer
             included, in bytes or as "2GiB"; None takes half of what is free.

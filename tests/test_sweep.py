@@ -8,7 +8,7 @@ from cases import Cubed, classes, of_model, x
 from hesse.blocks import CannotSweep
 from hesse.methods import sweep
 from hesse.methods.sweep_cost import cost
-from oracle import hessian_matrix
+from oracle import hessian_matrix, relative_error
 from questions import BLOCKS
 from sweeping import check, recorded, swept
 
@@ -378,3 +378,17 @@ def test_branches_that_start_from_data():
         return (torch.tanh(data @ first) * torch.tanh(other @ second)).logsumexp(1).sum()
 
     check(function, (x(3, 2), x(4, 2)), 5)
+
+
+def test_positions_added_to_tokens():
+    """Where parameters meet data before any layer, samples come in with the data."""
+    tokens = x(5, 3, 4)
+
+    def func(positions, weight):
+        return torch.tanh((tokens + positions) @ weight).logsumexp((1, 2)).sum()
+
+    tensors = x(3, 4), x(4, 2)
+    result = hesse.hessian_diagonal(func, tensors, method="sweep", full_output=True)
+    assert result.plan.by("sweep") == {0, 1}
+    found = torch.cat([part.flatten() for part in result.value])
+    assert relative_error(found, hessian_matrix(func, tensors).diagonal()) < 1e-9

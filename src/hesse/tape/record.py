@@ -128,6 +128,9 @@ class Recorder(TorchFunctionMode):
         if func in _ENTERED:
             with self:
                 return _ENTERED[func](*args, **kwargs)
+        if func is functional.scaled_dot_product_attention and _is_plain(*args, **kwargs):
+            with self:
+                return _attention(*args, **kwargs)
         if not torch.is_grad_enabled():  # inside a custom Function, for one
             return func(*args, **kwargs)
         if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
@@ -198,6 +201,20 @@ def _entered(function: Any) -> FunctionType:
 
 def _never(*tensors: Any) -> bool:
     return False
+
+
+def _is_plain(query: Tensor, key: Tensor, value: Tensor, *options: Any, **named: Any) -> bool:
+    """Is it attention without a mask, dropout or grouped heads?"""
+    named.pop("scale", None)
+    return not any(isinstance(option, Tensor) or option for option in (*options, *named.values()))
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, *options: Any, scale: float | None = None, **named: Any
+) -> Tensor:
+    """Attention as products and a softmax, each of which has a row in the table of calls."""
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    return torch.softmax(scores, -1) @ value
 
 
 _ENTERED: dict[Any, FunctionType] = {

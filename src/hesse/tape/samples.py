@@ -91,11 +91,15 @@ class Perturbing(Recorder):
         super().__init__(leaves)
         self._before = calls
         self._layers = {layer.order: layer for layer in layers}
-        entering = [layer for layer in layers if not layer.input.requires_grad] or layers[:1]
-        self._entering = {layer.order for layer in entering}
+        entering = [layer for layer in layers if not layer.input.requires_grad]
+        # Data come in by layers, or by what parameters are added to; else the first layer has them.
+        data = [layer.input for layer in entering if dim < _lead(layer)]
+        if not data:
+            met = next(filter(None, map(_data, calls)), [layer.input for layer in layers[:1]])
+            data = [tensor for tensor in met if dim < tensor.dim() - 1]
+        self._entering = {layer.order for layer in entering or layers[:1]}
         self._dim = dim
-        largest = max(entering, key=lambda layer: layer.input.numel())
-        self.count = largest.input.shape[dim] if dim < _lead(largest) else 1
+        self.count = max(data, key=Tensor.numel).shape[dim] if data else 1
         self.which = chosen(self.count)
         self.places: dict[int, Samples] = {}
 
@@ -105,6 +109,9 @@ class Perturbing(Recorder):
             self._hide("other values lead to other calls")
             return result
         layer = self._layers.get(call.order)
+        if layer is None and not self.hidden and self._meets_data(call, result):
+            result = perturbed(result, Samples(self.count, self._dim), self.which)
+            call.outputs[0] = self.note(result, call)
         if layer is None or self.hidden:
             return result
         places = self.places[call.order] = self._placed(layer, call)
@@ -113,17 +120,38 @@ class Perturbing(Recorder):
             call.outputs[0] = self.note(result, call)
         return result
 
+    def _meets_data(self, call: Call, result: Any) -> bool:
+        """Do parameters meet data here, and samples come in with it: positions added to tokens, say?"""
+        data = _data(call) if self.count > 1 and isinstance(result, Tensor) else []
+        return bool(data) and all(
+            tensor.dim() > self._dim and tensor.shape[self._dim] == self.count for tensor in (result, *data)
+        )
+
     def _placed(self, layer: LayerCall, call: Call) -> Samples:
         places: Samples | None = None
-        if call.order in self._entering:
+        now = layer_call(call)
+        if layer.input.requires_grad and now is not None and now.input.shape == layer.input.shape:
+            places = found(layer.input, now.input, self.which)
+        if places is None and call.order in self._entering:
             places = Samples(self.count, self._dim)
             fits = self._dim < layer.input.dim() and layer.input.shape[self._dim] == self.count
             places = places if fits else None
-        else:
-            now = layer_call(call)
-            if now is not None and now.input.shape == layer.input.shape:
-                places = found(layer.input, now.input, self.which)
         return places if places is not None and places.dim < _lead(layer) else ONE_SAMPLE
+
+
+def _data(call: Call) -> list[Tensor]:
+    """The arguments with numbers in all dimensions of the result, where the others are parameters."""
+    dims = call.outputs[0].tensor.dim()
+    if any(value.leaf is None for value in call.inputs.values()):
+        return []
+    return [
+        argument
+        for i, argument in enumerate(call.arguments)
+        if i not in call.inputs
+        and isinstance(argument, Tensor)
+        and argument.is_floating_point()
+        and argument.dim() == dims
+    ]
 
 
 def _lead(layer: LayerCall) -> int:

@@ -60,10 +60,10 @@ class Rates:
     call: float = 4.5e-5
     node: float = 6e-6
     batch: float = 2.5e-5
-    move: float = 6e9
-    multiply: float = 1.2e11
-    step: float = 2e-4
-    carry: float = 4e10
+    move: float = 9e9
+    multiply: float = 1.8e11
+    step: float = 3.5e-4
+    carry: float = 7e10
 
     def at(self, width: int) -> Rates:
         """The rates for numbers of so many bytes; as they stand they are for four."""
@@ -98,7 +98,7 @@ class Meter:
         )
         # The square root: of a small function, the gradient's time says as much of Python as of the passes.
         self._seconds = seconds
-        self._scale = min(3.0, max(0.3, math.sqrt(seconds / predicted))) if seconds else 1.0
+        self._scale = min(2.0, max(0.5, math.sqrt(seconds / predicted))) if seconds else 1.0
 
     @cached_property
     def column(self) -> int:

@@ -161,12 +161,13 @@ SWEPT = """
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(512, 512), nn.Tanh())), nn.Linear(512, 9))
+    layers = [layer for _ in range(3) for layer in (nn.Linear(512, 512), nn.Tanh())]
+    model, loss = nn.Sequential(*layers, nn.Linear(512, 9)), nn.functional.cross_entropy
     images, labels = torch.randn(64, 512), torch.randint(0, 9, (64,))
 
     def ask(count, **options):
         data = images[:count], labels[:count]
-        return hesse.model_hessian_diagonal(model, nn.functional.cross_entropy, *data, full_output=True, **options)
+        return hesse.model_hessian_diagonal(model, loss, *data, full_output=True, **options)
 
     ask(4, method="sweep")  # what is loaded late is no part of it
     Path("/proc/self/clear_refs").write_text("5")

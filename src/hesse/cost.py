@@ -143,7 +143,4 @@ class Meter:
 
 def total(costs: Iterable[Cost]) -> Cost:
     """All of them, one after the other."""
-    result = Cost()
-    for cost in costs:
-        result = result + cost
-    return result
+    return sum(costs, Cost())

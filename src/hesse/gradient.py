@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,14 +74,15 @@ class Gradient:
         part = self.parts[index]
         return made(None if part is None else part.grad_fn)
 
-    def first_use(self, index: int) -> int:
-        """When a tensor was first used, as far as the tape tells."""
-        uses = (
-            made(call.outputs[0].edge.node)
-            for call in self.calls
-            if any(value.leaf == index for value in call.inputs.values())
-        )
-        return next(uses, 0)
+    @cached_property
+    def first_uses(self) -> dict[int, int]:
+        """When each tensor was first used, of those whose use is on the tape."""
+        found: dict[int, int] = {}
+        for call in self.calls:
+            for value in call.inputs.values():
+                if value.leaf is not None:
+                    found.setdefault(value.leaf, made(call.outputs[0].edge.node))
+        return found
 
     def product(
         self,

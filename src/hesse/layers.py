@@ -129,9 +129,10 @@ class Layer:
         places = self._places.permute(1, 2, 0).flatten()[numbers.start : numbers.stop]
         return self._one_hot(places, self._output_shape)
 
-    def input_seeds(self, start: int, stop: int) -> Tensor:
+    def input_seeds(self, numbers: range) -> Tensor:
         """One-hot elements of the input for all samples, [c, *input.shape]."""
-        return self._one_hot(torch.arange(start, stop, device=self.gradient.device), self._input_shape)
+        places = torch.arange(numbers.start, numbers.stop, device=self.gradient.device)
+        return self._one_hot(places, self._input_shape)
 
     def _one_hot(self, places: Tensor, shape: torch.Size) -> Tensor:
         seeds = self.gradient.new_zeros(len(places), self.samples.count, shape.numel())
@@ -294,7 +295,7 @@ class Matrix:
         block = self._block(key, rows, columns)
         groups, inputs = rows.a.shape[2:]
         half = rows is columns and groups == 1
-        if half and rows.positions == 1 and self._uses[rows.form] == 1:
+        if half and self._is_made_whole(rows):
             add_own(block, rows.a[:, 0, 0], numbers, M[:, :, 0, 0])
             return
         per_group = columns.gamma.shape[3]
@@ -305,6 +306,10 @@ class Matrix:
             T = T.flatten(2).flatten(0, 1)
             block.flatten(0, 1)[start * inputs :, p].addmm_(T.T, a_m, beta=int((key, p) in self._begun))
             self._begun.add((key, p))
+
+    def _is_made_whole(self, layer: Layer) -> bool:
+        """Is a layer's own block made by `add_own`, which leaves no half to be copied?"""
+        return layer.positions == 1 and self._uses[layer.form] == 1
 
     def _block(self, key: tuple[Form, Form, bool], rows: Layer, columns: Layer) -> Tensor:
         if key not in self._blocks:
@@ -317,11 +322,8 @@ class Matrix:
         found: dict[tuple[int, int], Tensor] = {}
         while self._blocks:
             (w, x, crossed), block = self._blocks.popitem()
-            if (
-                not crossed
-                and self._layers[w].groups == 1
-                and (self._layers[w].positions, self._uses[w]) != (1, 1)
-            ):
+            own = self._layers[w]
+            if not crossed and own.groups == 1 and not self._is_made_whole(own):
                 mirror(block)
             for (i, j), part in self._split(block, self._layers[w], self._layers[x]).items():
                 if i <= j:

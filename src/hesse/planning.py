@@ -383,11 +383,12 @@ def _check(question: str, meter: Meter, option: _Option) -> Cost:
 
 
 def _shares(problem: Problem, gradient: Gradient, chosen: _Option) -> Iterator[Share]:
+    curved = set(gradient.curved)
     for i, (name, tensor) in enumerate(zip(problem.names, problem.tensors, strict=True)):
         method, why = "dense", chosen.left.get(i, gradient.apart.get(i, ""))
         if i in chosen.shares:
             method, why = chosen.method, chosen.shares[i]
-        elif i not in gradient.curved:
+        elif i not in curved:
             method, why = "zero", "the function is linear in it, or does not depend on it"
         elif chosen.method == "taps" and not why:
             why = "no weight of a layer"

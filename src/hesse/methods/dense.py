@@ -61,13 +61,13 @@ def costs(question: str, meter: Meter, workspace: int, joined: bool = False) -> 
     """
     gradient = meter.gradient
     leaves = gradient.leaves
-    first = {i: gradient.first_use(i) for i in gradient.curved}
+    first = {i: gradient.first_uses.get(i, 0) for i in gradient.curved}
     everything = sum(leaf.numel() * leaf.dtype.itemsize for leaf in leaves)
     found = {}
-    for i in (i for i in gradient.curved if leaves[i].numel()):
+    for i in (i for i in first if leaves[i].numel()):
         rows, whole = leaves[i].numel(), question == "hessian"
         # For the full Hessian a row is taken by this tensor and those after it.
-        since = min(first[j] for j in gradient.curved if j >= i or joined) if whole else first[i]
+        since = min(use for j, use in first.items() if j >= i or joined) if whole else first[i]
         width = everything if whole else rows * leaves[i].dtype.itemsize
         held = meter.column + 2 * width
         limit = max(1, min(CHUNK, workspace // held))

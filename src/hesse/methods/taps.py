@@ -9,6 +9,7 @@ second derivatives by the weights of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,8 +18,7 @@ from torch import Tensor
 from hesse.cost import Cost, Meter, total
 from hesse.gradient import Gradient
 from hesse.layers import Diagonal, Layer, Matrix
-from hesse.runtime.batches import batched, clock
-from hesse.runtime.chunks import ChunkSize
+from hesse.runtime.batches import stacks
 from hesse.runtime.graph import made
 from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress
@@ -116,25 +116,18 @@ def run(
         held = bytes_per_column([columns.gradient])
         # A product holds its pass, its seed, and its rows in two layouts.
         size = [columns.gradient, *(2 * [row.gradient for row in rows])]
-        chunks = ChunkSize(workspace // (held + sum(map(_bytes, size))), total=columns.columns)
-        start = 0
-        while start < columns.columns:
-            began = clock(columns.gradient)
-            numbers = range(start, min(start + chunks.size, columns.columns))
-            stacks = batched(
-                lambda seed, by=columns, to=rows: gradient.tapped(by, seed, to),
-                [columns.seeds(numbers)],
-                chunks,
-            )
-            if stacks is None:
-                continue
-            for row, stack in zip(rows, stacks, strict=True):
+        limit = workspace // (held + sum(map(_bytes, size)))
+        products = partial(_tapped, gradient, columns, rows)
+        for numbers, found in stacks(products, columns.seeds, columns.columns, limit, progress):
+            for row, stack in zip(rows, found, strict=True):
                 jacobian = jacobians[row].get(columns)
-                J = None if jacobian is None else row.jacobian_columns(jacobian[start : numbers.stop])
+                some = None if jacobian is None else jacobian[numbers.start : numbers.stop]
+                J = None if some is None else row.jacobian_columns(some)
                 answer.add(row, columns, numbers, row.layout(stack), J)
-            start = numbers.stop
-            chunks.report(len(numbers), clock(columns.gradient) - began, regime=columns)
-            progress.advance(len(numbers))
+
+
+def _tapped(gradient: Gradient, columns: Layer, rows: Sequence[Layer], seed: Tensor) -> Sequence[Tensor]:
+    return gradient.tapped(columns, seed, rows)
 
 
 def _before(wants: Wants, layers: Sequence[Layer], layer: Layer) -> list[Layer]:
@@ -158,24 +151,15 @@ def _jacobians(
         return {}
     input = layer.call.input
     held = bytes_per_column([input]) + _bytes(input) + sum(_bytes(other.gradient) for other in before)
-    chunks, start = ChunkSize(workspace // held, total=layer.inputs), 0
-    stacks: list[Sequence[Tensor]] = []
-    while start < layer.inputs:
-        began = clock(input)
-        stop = min(start + chunks.size, layer.inputs)
-        found = batched(
-            lambda seed: gradient.moved(layer, seed, before), [layer.input_seeds(start, stop)], chunks
-        )
-        if found is None:
-            continue
-        stacks.append(found)
-        chunks.report(stop - start, clock(input) - began, regime=layer)
-        progress.advance(stop - start)
-        start = stop
-    return {
-        other: layer.jacobian(other, torch.cat(parts))
-        for other, parts in zip(before, zip(*stacks, strict=True), strict=True)
-    }
+    made_of = stacks(
+        lambda seed: gradient.moved(layer, seed, before),
+        layer.input_seeds,
+        layer.inputs,
+        workspace // held,
+        progress,
+    )
+    rows = zip(*(found for _, found in made_of), strict=True)
+    return {other: layer.jacobian(other, torch.cat(parts)) for other, parts in zip(before, rows, strict=True)}
 
 
 def _bytes(tensor: Tensor) -> int:

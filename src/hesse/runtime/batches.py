@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.runtime.chunks import ChunkSize
+from hesse.runtime.progress import Progress
 
 
 def batched(
@@ -39,6 +40,28 @@ def batched(
         else:  # an operation refuses batching; product by product it has no say
             chunks.forbid()
     return None
+
+
+def stacks(
+    product: Callable[[Tensor], Sequence[Tensor]],
+    seeds: Callable[[range], Tensor],
+    total: int,
+    limit: int,
+    progress: Progress,
+) -> Iterator[tuple[range, Sequence[Tensor]]]:
+    """`product` for `total` seeds, in chunks of at most `limit`; what is done with a chunk is in its time."""
+    chunks, start = ChunkSize(limit, total), 0
+    while start < total:
+        numbers = range(start, min(start + chunks.size, total))
+        some = seeds(numbers)
+        began = clock(some)
+        found = batched(product, [some], chunks)
+        if found is None:
+            continue
+        yield numbers, found
+        start = numbers.stop
+        chunks.report(len(numbers), clock(some) - began, regime=None)
+        progress.advance(len(numbers))
 
 
 @contextmanager

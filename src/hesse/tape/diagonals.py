@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.tape.local import rerun
+from hesse.tape.local import rerun, slopes_of
 from hesse.tape.record import Call, Value
 from hesse.tape.rowwise import CrossEntropy, FixedNorm, Normalised, Softmax, closed_form
 from hesse.tape.rules import Kind, canonical, kind_of
@@ -114,16 +114,7 @@ class AnyCall:
     @cached_property
     def _slopes(self) -> Diagonals:
         """Of a call of single elements: the derivative by each, with a graph."""
-        leaves, (result,) = self._again
-        with torch.enable_grad():
-            slopes = torch.autograd.grad(
-                result,
-                list(leaves.values()),
-                torch.ones_like(result),
-                create_graph=True,
-                materialize_grads=True,
-            )
-        return dict(zip(leaves, slopes, strict=True))
+        return slopes_of(*self._again)
 
     def _pulled(self, vectors: Sequence[Tensor | None], onto: bool = True) -> Diagonals:
         """`Jᵀ` times vectors; without `onto`, by inputs broadcast to the result."""

@@ -5,26 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from hesse.tape.record import Call
+from hesse.tape.rules import canonical
 
-_CONTRACTIONS = {
-    "linear",
-    "matmul",
-    "__matmul__",
-    "__rmatmul__",
-    "mm",
-    "bmm",
-    "addmm",
-    "baddbmm",
-    "mv",
-    "dot",
-}
+_CONTRACTIONS = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "mv", "dot"}
 
 
 def flops(call: Call) -> int:
     """Multiplications and additions; an elementwise call counts one for each element."""
     result = sum(value.tensor.numel() for value in call.outputs)
     tensors = [argument for argument in call.arguments if isinstance(argument, Tensor)]
-    name = call.name
+    name = canonical(call.name)
     if name in _CONTRACTIONS:
         first = tensors[1] if name in ("addmm", "baddbmm") else tensors[0]
         return 2 * result * first.shape[-1]

@@ -174,11 +174,7 @@ def layer_call(call: Call) -> LayerCall | None:
     reader = _READERS.get(call.func)
     if reader is None or len(call.outputs) != 1:
         return None
-    arguments: list[Any] = list(call.arguments)
-    for i, value in call.inputs.items():
-        arguments[i] = value
-    args, kwargs = call.nested(arguments)
-    read = reader(*args, **kwargs)
+    read: _Read = call.read_by(reader)
     if read is None:
         return None
     weight, bias, input, kind = read

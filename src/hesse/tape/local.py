@@ -279,16 +279,7 @@ class Elementwise(Separable):
 
     @cached_property
     def _tracked(self) -> dict[Value, Tensor]:
-        leaves, (result,) = self._again
-        with torch.enable_grad():
-            slopes = torch.autograd.grad(
-                result,
-                list(leaves.values()),
-                torch.ones_like(result),
-                create_graph=True,
-                materialize_grads=True,
-            )
-        return dict(zip(leaves, slopes, strict=True))
+        return slopes_of(*self._again)
 
     def _bending(self, adjoint: Tensor) -> tuple[Mapping[Value, Tensor], Tensor]:
         return {} if self._is_sum else self._tracked, adjoint
@@ -381,6 +372,20 @@ def rerun(
         if not same and not torch.allclose(result, output.tensor, 1e-4, 1e-6, equal_nan=True):
             raise CannotSweep(f"{call.name} gave another result when it was run again")
     return leaves, results
+
+
+def slopes_of(leaves: Mapping[Value, Tensor], results: Sequence[Tensor]) -> dict[Value, Tensor]:
+    """Of a call of single elements that was run again: the derivative by each input, with a graph."""
+    (result,) = results
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(
+            result,
+            list(leaves.values()),
+            torch.ones_like(result),
+            create_graph=True,
+            materialize_grads=True,
+        )
+    return dict(zip(leaves, slopes, strict=True))
 
 
 def _grad(

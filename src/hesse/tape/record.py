@@ -78,6 +78,12 @@ class Call:
         args, kwargs = self.nested(arguments)
         return self.func(*args, **kwargs)
 
+    def read_by(self, signature: Callable[..., Any]) -> Any:
+        """What a signature makes of the arguments, with a `Value` for each that requires grad."""
+        arguments = [self.inputs.get(i, argument) for i, argument in enumerate(self.arguments)]
+        args, kwargs = self.nested(arguments)
+        return signature(*args, **kwargs)
+
     def nested(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """Flat arguments as positional ones and keywords."""
         if isinstance(self.spec, tuple):

@@ -405,11 +405,7 @@ def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Sam
     ):
         return None
     signature, made = _CLOSED[name]
-    arguments = list(call.arguments)
-    for position, held in call.inputs.items():
-        arguments[position] = held
-    args, kwargs = call.nested(arguments)
-    read = signature(*args, **kwargs)
+    read = call.read_by(signature)
     if read is None:
         return None
     found = made(call, value, samples[value], read)

@@ -108,13 +108,13 @@ class Perturbing(Recorder):
         if call.order >= len(self._before) or self._before[call.order].func != call.func:
             self._hide("other values lead to other calls")
             return result
-        layer = self._layers.get(call.order)
-        if layer is None and not self.hidden and self._meets_data(call, result):
-            result = perturbed(result, Samples(self.count, self._dim), self.which)
-            call.outputs[0] = self.note(result, call)
-        if layer is None or self.hidden:
+        if self.hidden:
             return result
-        places = self.places[call.order] = self._placed(layer, call)
+        places, layer = ONE_SAMPLE, self._layers.get(call.order)
+        if layer is not None:
+            places = self.places[call.order] = self._placed(layer, call)
+        elif self._meets_data(call, result):
+            places = Samples(self.count, self._dim)
         if places.count > 1:
             result = perturbed(result, places, self.which)
             call.outputs[0] = self.note(result, call)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,21 +81,17 @@ def answer(
             f"the memory budget is {show(budget.total)}; {_LESS_THAN[question]}, or raise memory="
         )
     progress = Progress(options.progress)
-    with random_state_kept(), progress:
-        first = explore(problem, layers=whole is None)
-        with evaluated(problem, strict, create_graph, first if whole is None else None) as gradient:
-            require_deterministic(first.value, gradient.value)
-            trouble = first_non_finite(problem, gradient)
-            if trouble:
-                warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
-            check = options.check and not trouble
-            workspace = budget.left() - size
-            meter = Meter(gradient, first.seconds)
-            plan = planning.make(
-                question, problem, meter, options.method, workspace, check, _refused(whole), brief=True
-            )
-            work = _Work(question, problem, gradient, meter, workspace, progress, create_graph)
-            parts, certificate, plan = work.certified(plan, check)
+    with random_state_kept(), progress, _measured(problem, whole is None, strict, create_graph) as meter:
+        trouble = first_non_finite(problem, meter.gradient)
+        if trouble:
+            warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
+        check = options.check and not trouble
+        workspace = budget.left() - size
+        plan = planning.make(
+            question, problem, meter, options.method, workspace, check, _refused(whole), brief=True
+        )
+        work = _Work(question, problem, meter, workspace, progress, create_graph)
+        parts, certificate, plan = work.certified(plan, check)
     passes = progress.done + (certificate.probes if certificate else 0)
     value = pack(parts)
     if not options.full_output:
@@ -106,15 +103,22 @@ def plan_for(question: str, problem: Problem, options: Options) -> Plan:
     """The plan for "hessian", "blocks" or "diagonal", without the answer."""
     whole = _whole(question, problem, options.method, create_graph=False)
     budget = Budget(options.memory, problem.tensors[0].device)
-    with random_state_kept():
-        first = explore(problem, layers=True)
-        with evaluated(problem, found=first) as gradient:
-            require_deterministic(first.value, gradient.value)
-            workspace = max(0, budget.left() - planning.answer_bytes(question, problem))
-            meter = Meter(gradient, first.seconds)
-            return planning.make(
-                question, problem, meter, options.method, workspace, options.check, _refused(whole)
-            )
+    with random_state_kept(), _measured(problem, structure=True) as meter:
+        workspace = max(0, budget.left() - planning.answer_bytes(question, problem))
+        return planning.make(
+            question, problem, meter, options.method, workspace, options.check, _refused(whole)
+        )
+
+
+@contextmanager
+def _measured(
+    problem: Problem, structure: bool, strict: bool = False, create_graph: bool = False
+) -> Iterator[Meter]:
+    """The gradient, after a first look that found its `structure` if that is of interest, and its time."""
+    first = explore(problem, layers=structure)
+    with evaluated(problem, strict, create_graph, first if structure else None) as gradient:
+        require_deterministic(first.value, gradient.value)
+        yield Meter(gradient, first.seconds)
 
 
 def _refused(whole: str | None) -> dict[str, str]:
@@ -145,11 +149,15 @@ class _Work:
 
     question: str
     problem: Problem
-    gradient: Gradient
     meter: Meter
     workspace: int
     progress: Progress
     create_graph: bool
+
+    @property
+    def gradient(self) -> Gradient:
+        """What all products start from."""
+        return self.meter.gradient
 
     def certified(self, plan: Plan, check: bool) -> tuple[list[Any], Certificate | None, Plan]:
         """Answer as planned; where that cannot be or the check fails, in ways that assume less."""
@@ -220,7 +228,7 @@ class _Work:
         probes: list[Probe] = []
         layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
         if layers:
-            answer = taps.answer_to(self.question, layers)
+            answer = taps.answer_to(self.question, layers, check)
             taps.run(answer, layers, self.gradient, self.workspace, self.progress)
             known = answer.parts()
             probes = answer.probes()

@@ -36,9 +36,9 @@ class Answer(Protocol):
         """Take in some columns."""
 
 
-def answer_to(question: str, layers: Sequence[Layer]) -> Diagonal | Matrix:
-    """What keeps of M and J what the question needs."""
-    return Diagonal(layers) if question == "diagonal" else Matrix(layers, within=question == "blocks")
+def answer_to(question: str, layers: Sequence[Layer], check: bool = True) -> Diagonal | Matrix:
+    """What keeps of M and J what the question, and its check, needs."""
+    return Diagonal(layers, check) if question == "diagonal" else Matrix(layers, within=question == "blocks")
 
 
 def usable(question: str, gradient: Gradient) -> tuple[str | None, list[Layer]]:

@@ -13,7 +13,7 @@ each (`Diagonal`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -154,6 +154,31 @@ class Curvature:
             elif columns is not None:
                 block.factors.append((term.core, columns))
         return block
+
+    def times(self, stacks: Mapping[Value, Tensor], of: Callable[[Value], bool]) -> dict[Value, Tensor]:
+        """The curvature times stacks of columns of some values: stacks of those values `of` which."""
+        found: dict[Value, Tensor] = {}
+        for term in self.terms:
+            met = [value for value in stacks if value in _known(term)]
+            wanted = [value for value in _known(term) if of(value)] if met else []
+            if not wanted:
+                continue
+            if isinstance(term, Diagonal):
+                inner = sum(_times(stacks[v], term.scales[v]) for v in met) * term.core
+                parts = {v: _times(inner, term.scales[v]) for v in wanted}
+            else:
+                flat = {v: self.samples[v].flat(stacks[v], 1).transpose(0, 1) for v in met}
+                inner = sum(flat[v] @ self._left(term, v) for v in met)  # N, columns, rank
+                parts = {v: self._stacked(self._right(inner, term, v), v) for v in wanted}
+            for v, part in parts.items():
+                found[v] = _sum(found.get(v), part)
+        return found
+
+    def _stacked(self, rows: Tensor, value: Value) -> Tensor:
+        """What is [N, columns, f] as a stack of columns of a value."""
+        place = self.samples[value]
+        shape = place.first(value.tensor.detach()).shape
+        return place.back(rows.transpose(0, 1).reshape(-1, *shape), 1)
 
     def stack(self, value: Value, columns: Tensor | Unit, rank: int) -> Tensor:
         """Columns as a stack. Where they are the same for all samples, these share their memory."""

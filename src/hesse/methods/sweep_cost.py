@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from hesse.blocks import crowded
 from hesse.methods.sweep import Route
 from hesse.parameters import HELD
-from hesse.tape.layers import layer_call
 from hesse.tape.elementwise import Elementwise
+from hesse.tape.layers import layer_call
 from hesse.tape.local import Local
 from hesse.tape.record import Value
 from hesse.tape.rules import Kind

@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.blocks import Diagonal, Factor
-from hesse.tape.local import Local, grad, onto, rerun, slopes_of, times
+from hesse.blocks import Cross, Diagonal, Term, Unit, times
+from hesse.tape.local import Local, grad, onto, rerun, slopes_of
 from hesse.tape.record import Value
 from hesse.tape.rules import Kind, canonical
 
@@ -22,7 +22,7 @@ class Separable(Local):
         others = len(self.call.inputs) == len(self.inputs) == 1 and canonical(self.call.name) == "mul"
         return self.kind is not Kind.PIECEWISE and not others, 0
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """A diagonal for every input, and for every pair of inputs."""
         (adjoint,) = adjoints
         if adjoint is None:
@@ -44,7 +44,7 @@ class Separable(Local):
         some = next(iter(leaves.values()))
         return dict(zip(leaves, slopes, strict=False)), torch.ones_like(some)
 
-    def _pair(self, u: Value, w: Value, bend: Tensor) -> Iterator[Factor | Diagonal]:
+    def _pair(self, u: Value, w: Value, bend: Tensor) -> Iterator[Term]:
         """The blocks `K_uw = K_wu`, whose elements meet in those of `bend`."""
         if u is w:
             yield Diagonal(onto(bend.unsqueeze(0), u).squeeze(0), {u: None})
@@ -56,7 +56,7 @@ class Separable(Local):
             ones = torch.eye(self._width(u), dtype=bend.dtype, device=bend.device)
             stack = self._everywhere(u, ones.view(-1, *self._shape(u)))
             by_u = stack.view(len(stack), *(1,) * (bend.dim() - u.tensor.dim()), *u.tensor.shape)
-            yield from self._cross(u, w, onto(by_u * bend, w))
+            yield Cross(len(ones), {u: Unit()}, {w: onto(by_u * bend, w)})
 
 
 class Elementwise(Separable):

@@ -61,9 +61,10 @@ class Factor:
         """What it knows of."""
         return self.columns
 
-    def forget(self, value: Value) -> bool:
-        """Leave a value out; is anything left?"""
-        self.columns.pop(value, None)
+    def forget(self, values: Iterable[Value]) -> bool:
+        """Leave values out; is anything left?"""
+        for value in values:
+            self.columns.pop(value, None)
         return bool(self.columns)
 
 
@@ -85,10 +86,11 @@ class Cross:
         """What it knows of."""
         return self.left | self.right
 
-    def forget(self, value: Value) -> bool:
-        """Leave a value out; is anything left?"""
-        self.left.pop(value, None)
-        self.right.pop(value, None)
+    def forget(self, values: Iterable[Value]) -> bool:
+        """Leave values out; is anything left?"""
+        for value in values:
+            self.left.pop(value, None)
+            self.right.pop(value, None)
         return bool(self.left and self.right)
 
 
@@ -109,9 +111,10 @@ class Diagonal:
         """What it knows of."""
         return self.scales
 
-    def forget(self, value: Value) -> bool:
-        """Leave a value out; is anything left?"""
-        self.scales.pop(value, None)
+    def forget(self, values: Iterable[Value]) -> bool:
+        """Leave values out; is anything left?"""
+        for value in values:
+            self.scales.pop(value, None)
         return bool(self.scales)
 
     def between(self, u: Value, w: Value) -> Tensor:

@@ -200,7 +200,7 @@ def _pull_curvature(call: Local, curvature: Curvature) -> None:
     for term in curvature.remove(call.outputs):
         if call.inputs:
             curvature.add(_pulled(term, call, curvature))
-        elif all([term.forget(value) for value in call.outputs]):  # it may go on elsewhere
+        elif term.forget(call.outputs):  # it may go on elsewhere
             curvature.add(term)
 
 

@@ -243,36 +243,52 @@ class Curvature:
                 columns[value] = self.stack(value, Unit(), core.shape[1]) * scale
         return Factor(core, columns)
 
-    def is_dense(self, term: Term) -> bool:
-        """Is the term a dense block over all values that it knows of?"""
+    def is_dense(self, term: Term, repeated: bool = False) -> bool:
+        """Is the term a dense block over all values that it knows of?
+
+        `repeated`: also where several values have the same coordinates, as the terms of a sum have.
+        """
         return (
             isinstance(term, Factor)
             and term.core.dim() == 3
             and all(isinstance(columns, Unit) for columns in term.columns.values())
-            and sum(map(self.width, term.columns)) == term.rank
+            and (repeated or sum(map(self.width, term.columns)) == term.rank)
         )
 
     def both_sides(self, term: Factor, v: Value, u: Value, right: Apply, left: Apply) -> Factor:
         """A dense term with the Jacobian J of v by u applied: `Jᵀ K_vv J`, and `K_wv J` for other values w.
 
-        `right` multiplies a block by J, `left` by its transpose.
+        `right` multiplies a block by J, `left` by its transpose. The core is overwritten where it may be.
         """
         old = {w: self._own(w, unit) for w, unit in term.columns.items()}
-        side = right(term.core[:, :, old[v]])
-        square = left(side[:, old[v]])
-        del old[v]
+        own = old.pop(v)
+        if old and u not in old and self.width(u) == self.width(v) and self.is_dense(term):
+            _put(term.core[:, :, own], right(term.core[:, :, own]))
+            _put(term.core[:, own], left(term.core[:, own]))
+            term.columns[u] = term.columns.pop(v)
+            return term
+        side = right(term.core[:, :, own])
+        square = contiguous(left(side[:, own]))
         starts, width = self._starts([*old, u])
         if not old:
             return Factor(square, starts)
         new = {w: self._own(w, unit) for w, unit in starts.items()}
-        core = side.new_zeros(len(side), width, width)
+        core = side.new_empty(len(side), width, width)
         for w in old:
             for x in old:
                 core[:, new[w], new[x]] = term.core[:, old[w], old[x]]
         for w in old:
-            core[:, new[w], new[u]] += side[:, old[w]]
-            core[:, new[u], new[w]] += side[:, old[w]].transpose(1, 2)
-        core[:, new[u], new[u]] += square
+            part = side[:, old[w]]
+            if u in old:
+                core[:, new[w], new[u]] += part
+                core[:, new[u], new[w]] += contiguous(part.transpose(1, 2))
+            else:
+                core[:, new[w], new[u]] = part
+                core[:, new[u], new[w]] = contiguous(part.transpose(1, 2))
+        if u in old:
+            core[:, new[u], new[u]] += square
+        else:
+            core[:, new[u], new[u]] = square
         return Factor(core, starts)
 
     def absorb(self, term: Diagonal) -> bool:
@@ -388,6 +404,22 @@ class Curvature:
 
 def _sum(one: Tensor | None, other: Tensor) -> Tensor:
     return other if one is None else one + other
+
+
+def _put(part: Tensor, block: Tensor) -> None:
+    """Write a block where it may lie already."""
+    if part.data_ptr() != block.data_ptr() or part.stride() != block.stride():
+        part.copy_(block)
+
+
+def contiguous(block: Tensor) -> Tensor:
+    """A large block [N, f, k] in order; torch copies one transposed matrix faster than a stack of them."""
+    if block.is_contiguous() or block[0].numel() < 1 << 16:
+        return block
+    copy = torch.empty(block.shape, dtype=block.dtype, device=block.device)
+    for to, matrix in zip(copy, block, strict=True):
+        to.copy_(matrix)
+    return copy
 
 
 def times(one: Tensor, other: Tensor | None) -> Tensor:

@@ -214,7 +214,7 @@ def _pulled(term: Term, call: Local, curvature: Curvature) -> Term:
         for columns in (term.left, term.right):
             _pull_columns(columns, term.rank, call, curvature)
         return term
-    if curvature.is_dense(term) and len(call.inputs) == len(call.outputs) == 1:
+    if curvature.is_dense(term, repeated=call.thin) and len(call.inputs) == len(call.outputs) == 1:
         (u,), (v,) = call.inputs, call.outputs
         if u in term.columns or curvature.width(u) <= curvature.width(v):
             return curvature.both_sides(term, v, u, call.pull_right, call.pull_left)

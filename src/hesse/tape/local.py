@@ -28,6 +28,9 @@ class Local:
         kind: its row of the table.
     """
 
+    thin = False
+    """Is a column pulled back with far less work than its product with a dense block?"""
+
     def __init__(self, call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> None:
         self.call = call
         self.inputs = list(inputs)

@@ -192,7 +192,7 @@ def run(way: Route, take: Take) -> None:
 
 def _touches(term: Diagonal, call: Local) -> bool:
     """Is it a term of the call's result that does not stay a diagonal?"""
-    return any(value in term.scales for value in call.outputs) and not call.keeps(term)
+    return any(value in term.scales for value in call.outputs) and not call.keeps(term.scales)
 
 
 def _pull_curvature(call: Local, curvature: Curvature) -> None:
@@ -206,7 +206,7 @@ def _pull_curvature(call: Local, curvature: Curvature) -> None:
                 curvature.add(term)
             continue
         if isinstance(term, Diagonal):
-            if call.keeps(term):
+            if call.keeps(term.scales):
                 curvature.add(call.pull_diagonal(term))
                 continue
             term = curvature.factor(term)

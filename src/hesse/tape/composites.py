@@ -42,7 +42,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Any:
     """Attention as products and a softmax; a query that may look at nothing gets zeros."""
-    if dropout_p or (is_causal and attn_mask is not None):  # the latter is an error
+    if dropout_p or (attn_mask is not None and not _is_mask(attn_mask, query, is_causal)):
         return NotImplemented
     if enable_gqa:
         key, value = (_repeated(heads, query.shape[-3]) for heads in (key, value))
@@ -57,8 +57,13 @@ def _attention(
         scores = scores.masked_fill(~(attn_mask | blind), -torch.inf)
     else:
         blind = attn_mask.detach().isneginf().all(-1, keepdim=True)
-        scores = scores + attn_mask.masked_fill(blind, 0)
+        scores = scores + attn_mask.masked_fill(blind, 0).to(scores.dtype)
     return torch.softmax(scores, -1).masked_fill(blind, 0) @ value
+
+
+def _is_mask(mask: Tensor, query: Tensor, is_causal: bool) -> bool:
+    """Does torch take this mask?"""
+    return not is_causal and mask.dtype in (torch.bool, torch.float32, query.dtype)
 
 
 def _repeated(heads: Tensor, count: int) -> Tensor:

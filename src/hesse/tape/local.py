@@ -6,8 +6,9 @@ by running that one call again on detached inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from hesse.runtime.isolation import writes_to_first
 from hesse.tape.record import Call, Value, leaves_of
 from hesse.tape.rules import TABLE, Kind, canonical, kind_of
 from hesse.tape.samples import Samples
+
+
+Added = tuple[Sequence[Sequence[Value]], int]
+"""The values of each diagonal term, and the number of all other columns."""
 
 
 class Local:
@@ -36,19 +41,19 @@ class Local:
         self.samples = samples
         self.kind = kind_of(call)
 
-    def keeps(self, term: Diagonal) -> bool:
-        """Is the term pulled through this call still a diagonal one?"""
-        return self.kind is Kind.VIEW and len(term.scales) == 1 and len(self.inputs) == 1
+    def keeps(self, values: Collection[Value]) -> bool:
+        """Is a diagonal term of these values, pulled through this call, still a diagonal one?"""
+        return self.kind is Kind.VIEW and len(values) == 1 and len(self.inputs) == 1
 
     @property
     def unknown(self) -> bool:
         """Is the call in no table, so that its derivatives are taken by autograd?"""
         return type(self) is Local and canonical(self.call.name) not in TABLE
 
-    def added(self) -> tuple[bool, int]:
-        """What `curvature` may add, from shapes alone: a diagonal, and how many columns."""
+    def added(self) -> Added:
+        """What `curvature` may add, from shapes alone."""
         linear = self.kind in (Kind.VIEW, Kind.LINEAR)
-        return False, 0 if linear else sum(self._width(value) for value in self.inputs)
+        return (), 0 if linear else sum(self._width(value) for value in self.inputs)
 
     def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
         """The parameters that are broadcast over the result and multiplied by a slope.
@@ -182,10 +187,14 @@ class Local:
 class Separable(Local):
     """A sum of elements, each of which depends on one element of every input."""
 
-    def added(self) -> tuple[bool, int]:
-        """A diagonal, if the pieces are not straight."""
-        others = len(self.call.inputs) == len(self.inputs) == 1 and canonical(self.call.name) == "mul"
-        return self.kind is not Kind.PIECEWISE and not others, 0
+    def added(self) -> Added:
+        """Diagonals, if the pieces are not straight."""
+        if self.kind is Kind.PIECEWISE:
+            return (), 0
+        values = self.call.inputs.values()
+        product = canonical(self.call.name) == "mul" and len(set(values)) == len(values)
+        alone = [] if product else [(value,) for value in self.inputs]
+        return [*alone, *2 * list(combinations(self.inputs, 2))], 0  # a pair's block is made of two squares
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
         """A diagonal for every input, and for every pair of inputs."""
@@ -227,7 +236,7 @@ class Separable(Local):
 class Elementwise(Separable):
     """Every element of the result depends on one element of every input."""
 
-    def keeps(self, term: Diagonal) -> bool:
+    def keeps(self, values: Collection[Value]) -> bool:
         """Unless an input is broadcast."""
         return all(value.tensor.shape == self.outputs[0].tensor.shape for value in self.inputs)
 
@@ -293,11 +302,11 @@ class Elementwise(Separable):
 class Bilinear(Local):
     """Linear in each of two inputs: only the cross block."""
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """Two columns for each of the narrower input."""
         if len(self.inputs) > 2:
             return super().added()
-        return False, 2 * min(map(self._width, self.inputs)) if len(self.inputs) == 2 else 0
+        return (), 2 * min(map(self._width, self.inputs)) if len(self.inputs) == 2 else 0
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
         """Columns of the narrower input, and what they are for the other one."""
@@ -319,9 +328,9 @@ class Bilinear(Local):
 class LinearMap(Local):
     """A linear layer as a function of its input."""
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """Nothing."""
-        return False, 0
+        return (), 0
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the weight; columns that are the same for all samples only once."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.blocks import Diagonal, Factor
-from hesse.tape.local import Elementwise, Local
+from hesse.tape.local import Added, Elementwise, Local
 from hesse.tape.record import Call, Value
 from hesse.tape.rules import canonical
 from hesse.tape.samples import Samples
@@ -50,9 +50,9 @@ class RowWise(Local):
         moved = rows.reshape(*rows.shape[: lead + 1], *self._moved)
         return self._place.back(moved.movedim(-1, lead + 1 + self._axis), lead)
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """A diagonal, and few columns for every row."""
-        return True, self.outer * sum(self._width(value) // self._size for value in self.inputs)
+        return [self.inputs], self.outer * sum(self._width(value) // self._size for value in self.inputs)
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         """Cotangents [r, N, R, d] times the Jacobian."""
@@ -321,9 +321,9 @@ class FixedNorm(Elementwise):
         """Weight and bias."""
         return self._norm.spread(self._normalised)
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """Nothing."""
-        return False, 0
+        return (), 0
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
         """None."""

@@ -13,7 +13,7 @@ each (`Diagonal`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -175,6 +175,42 @@ class Curvature:
             if scale is not None:
                 columns[value] = self.stack(value, Unit(), core.shape[1]) * scale
         return Factor(core, columns)
+
+    def whole(self, term: Factor | Diagonal) -> bool:
+        """Is the term a dense block over all values that it knows of?"""
+        return (
+            isinstance(term, Factor)
+            and term.core.dim() == 3
+            and all(isinstance(columns, Unit) for columns in term.columns.values())
+            and sum(map(self.width, term.columns)) == term.rank
+        )
+
+    def moved(
+        self, term: Factor, v: Value, u: Value, right: Callable[[Tensor], Tensor], left: Callable[[Tensor], Tensor]
+    ) -> Factor:
+        """A dense term with the Jacobian J of v by u applied: `Jᵀ K_vv J`, and `K_wv J` for other values w.
+
+        `right` multiplies a block by J, `left` by its transpose.
+        """
+        old = {w: self._own(w, start) for w, start in term.columns.items() if isinstance(start, Unit)}
+        pulled = right(term.core[:, :, old[v]])
+        square = left(pulled[:, old[v]])
+        del old[v]
+        if not old:
+            return Factor(square, {u: Unit()})
+        starts, start = {}, 0
+        for w in dict.fromkeys((*old, u)):
+            starts[w], start = Unit(start), start + self.width(w)
+        core = pulled.new_zeros(len(pulled), start, start)
+        new = {w: self._own(w, unit) for w, unit in starts.items()}
+        for w in old:
+            for x in old:
+                core[:, new[w], new[x]] = term.core[:, old[w], old[x]]
+        for w in old:
+            core[:, new[w], new[u]] += pulled[:, old[w]]
+            core[:, new[u], new[w]] += pulled[:, old[w]].transpose(1, 2)
+        core[:, new[u], new[u]] += square
+        return Factor(core, dict(starts))
 
     def condense(self, growth: int) -> None:
         """Make one dense term of all where `growth` more columns would be too many."""

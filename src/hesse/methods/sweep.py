@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from hesse.blocks import Block, CannotSweep, Curvature, Diagonal
+from hesse.blocks import Block, CannotSweep, Curvature, Diagonal, Unit
 from hesse.parameters import Entry, entries
 from hesse.probe import Probe, random_signs
 from hesse.runtime.batches import loops_allowed
@@ -210,6 +210,18 @@ def _pull_curvature(call: Local, curvature: Curvature) -> None:
                 curvature.add(call.pull_diagonal(term))
                 continue
             term = curvature.factor(term)
+        if call.copies and not any(value in term.columns for value in call.inputs):
+            (columns,) = (term.columns.pop(value) for value in call.outputs)
+            if isinstance(columns, Unit):
+                term.columns |= dict.fromkeys(call.inputs, columns)
+                curvature.add(term)
+                continue
+            term.columns[call.outputs[0]] = columns
+        if curvature.whole(term) and len(call.inputs) == len(call.outputs) == 1:
+            (u,), (v,) = call.inputs, call.outputs
+            if u in term.columns or curvature.width(u) <= curvature.width(v):
+                curvature.add(curvature.moved(term, v, u, call.pull_right, call.pull_left))
+                continue
         stacks = [
             curvature.stack(value, term.columns.pop(value), term.rank) if value in term.columns else None
             for value in call.outputs

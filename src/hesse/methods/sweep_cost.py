@@ -10,9 +10,8 @@ from hesse.blocks import crowded
 from hesse.methods.sweep import Route
 from hesse.parameters import HELD
 from hesse.tape.layers import layer_call
-from hesse.tape.local import Elementwise, Local
+from hesse.tape.local import Local
 from hesse.tape.record import Value
-from hesse.tape.rules import Kind
 
 
 @dataclass(frozen=True)

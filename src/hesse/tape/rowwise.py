@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hesse.blocks import Diagonal, Factor
-from hesse.tape.local import Added, Elementwise, Local
+from hesse.tape.elementwise import Elementwise
+from hesse.tape.local import Added, Local
 from hesse.tape.record import Call, Value
 from hesse.tape.rules import canonical
 from hesse.tape.samples import Samples

@@ -53,6 +53,7 @@ class Rates:
         move: bytes a second, of tensors that stay in the cache for the most part.
         multiply: operations a second of matrix products.
         step: seconds to take a call out of a sweep, whatever its size.
+        pull: seconds to pull a term of the curvature through a call, whatever its size.
         carry: operations a second of a sweep, of which many are elementwise.
     """
 
@@ -63,6 +64,7 @@ class Rates:
     move: float = 9e9
     multiply: float = 1.8e11
     step: float = 3.5e-4
+    pull: float = 5e-5
     carry: float = 7e10
 
     def at(self, width: int) -> Rates:
@@ -71,7 +73,7 @@ class Rates:
 
 
 CPU = Rates()
-CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=6e-4, carry=5e12)
+CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=6e-4, pull=1e-4, carry=5e12)
 _EVER = 1 << 61
 CHUNK = 128  # columns in a batch, as they are found to be best for most functions
 
@@ -130,9 +132,9 @@ class Meter:
         )
         return Cost(columns, columns * operations, min(columns, limit) * bytes_, self._scale * seconds)
 
-    def walk(self, calls: int, operations: float, bytes_: int) -> Cost:
-        """A walk over calls of the tape by itself."""
-        seconds = calls * self.rates.step + operations / self.rates.carry
+    def walk(self, calls: int, pulls: int, operations: float, bytes_: int) -> Cost:
+        """A walk over calls of the tape by itself, with so many terms pulled through one of them."""
+        seconds = calls * self.rates.step + pulls * self.rates.pull + operations / self.rates.carry
         return Cost(0, operations, bytes_, self._scale * seconds)
 
     def arithmetic(self, operations: float, moved: float, bytes_: int = 0, calls: int = 0) -> Cost:

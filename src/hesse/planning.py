@@ -337,7 +337,7 @@ def _sweep(
     except CannotSweep as error:
         return str(error)
     estimate = sweep_cost.cost(way)
-    cost = meter.walk(len(way.steps), estimate.flops, estimate.peak_bytes)
+    cost = meter.walk(len(way.steps), estimate.pulls, estimate.flops, estimate.peak_bytes)
     covered = way.covered if planned is None else way.covered & set(planned)
     beside: Mapping[int, Cost] = {}
     if not covered.issuperset(gradient.curved):

@@ -192,7 +192,7 @@ def run(way: Route, take: Take) -> None:
 
 def _touches(term: Diagonal, call: Local) -> bool:
     """Is it a term of the call's result that does not stay a diagonal?"""
-    return any(value in term.scales for value in call.outputs) and not call.keeps(term)
+    return any(value in term.scales for value in call.outputs) and not call.keeps(term.scales)
 
 
 def _pull_curvature(call: Local, curvature: Curvature) -> None:
@@ -207,7 +207,7 @@ def _pull_curvature(call: Local, curvature: Curvature) -> None:
 def _pulled(term: Term, call: Local, curvature: Curvature) -> Term:
     """A term with the inputs of a call in place of its results."""
     if isinstance(term, Diagonal):
-        if call.keeps(term):
+        if call.keeps(term.scales):
             return call.pull_diagonal(term)
         term = curvature.factor(term)
     if isinstance(term, Cross):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn import grad as gradients
 
 from hesse.blocks import CannotSweep, Term, contiguous
-from hesse.tape.local import Local
+from hesse.tape.local import Added, Local
 from hesse.tape.record import Call, Value
 from hesse.tape.rules import canonical
 
@@ -22,9 +22,9 @@ class Convolution(Local):
 
     thin = True
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """Nothing."""
-        return False, 0
+        return (), 0
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """None."""

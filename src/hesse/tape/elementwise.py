@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from hesse.blocks import Cross, Diagonal, Term, Unit, times
-from hesse.tape.local import Local, grad, onto, rerun, slopes_of
+from hesse.tape.local import Added, Local, grad, onto, rerun, slopes_of
 from hesse.tape.record import Value
 from hesse.tape.rules import Kind, canonical
 
@@ -17,10 +18,14 @@ from hesse.tape.rules import Kind, canonical
 class Separable(Local):
     """A sum of elements, each of which depends on one element of every input."""
 
-    def added(self) -> tuple[bool, int]:
-        """A diagonal, if the pieces are not straight."""
-        others = len(self.call.inputs) == len(self.inputs) == 1 and canonical(self.call.name) == "mul"
-        return self.kind is not Kind.PIECEWISE and not others, 0
+    def added(self) -> Added:
+        """Diagonals, if the pieces are not straight; the block of a pair is made of two squares."""
+        if self.kind is Kind.PIECEWISE:
+            return (), 0
+        factors = self.call.inputs.values()
+        product = canonical(self.call.name) == "mul" and len(set(factors)) == len(factors)
+        alone = [] if product else [(value,) for value in self.inputs]
+        return [*alone, *2 * list(combinations(self.inputs, 2))], 0
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """A diagonal for every input, and for every pair of inputs."""
@@ -62,7 +67,7 @@ class Separable(Local):
 class Elementwise(Separable):
     """Every element of the result depends on one element of every input."""
 
-    def keeps(self, term: Diagonal) -> bool:
+    def keeps(self, values: Collection[Value]) -> bool:
         """Unless an input is broadcast."""
         return all(value.tensor.shape == self.outputs[0].tensor.shape for value in self.inputs)
 

@@ -6,7 +6,7 @@ by running that one call again on detached inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -17,6 +17,9 @@ from hesse.runtime.isolation import writes_to_first
 from hesse.tape.record import Call, Value, leaves_of
 from hesse.tape.rules import TABLE, Kind, canonical, kind_of
 from hesse.tape.samples import Samples
+
+Added = tuple[Sequence[Sequence[Value]], int]
+"""The values of each diagonal term, and the number of all other columns."""
 
 
 class Local:
@@ -38,9 +41,9 @@ class Local:
         self.samples = samples
         self.kind = kind_of(call)
 
-    def keeps(self, term: Diagonal) -> bool:
-        """Is the term pulled through this call still a diagonal one?"""
-        return self.kind is Kind.VIEW and len(term.scales) == 1 and len(self.inputs) == 1
+    def keeps(self, values: Collection[Value]) -> bool:
+        """Is a diagonal term of these values, pulled through this call, still a diagonal one?"""
+        return self.kind is Kind.VIEW and len(values) == 1 and len(self.inputs) == 1
 
     @property
     def copies(self) -> bool:
@@ -52,10 +55,10 @@ class Local:
         """Is the call in no table, so that its derivatives are taken by autograd?"""
         return type(self) is Local and canonical(self.call.name) not in TABLE
 
-    def added(self) -> tuple[bool, int]:
-        """What `curvature` may add, from shapes alone: a diagonal, and how many columns."""
+    def added(self) -> Added:
+        """What `curvature` may add, from shapes alone."""
         linear = self.kind in (Kind.VIEW, Kind.LINEAR)
-        return False, 0 if linear else sum(self._width(value) for value in self.inputs)
+        return (), 0 if linear else sum(self._width(value) for value in self.inputs)
 
     def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
         """The parameters that are broadcast over the result and multiplied by a slope.

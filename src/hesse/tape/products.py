@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from hesse.blocks import Cross, Term, Unit
-from hesse.tape.local import Local, contents, grad, onto
+from hesse.tape.local import Added, Local, contents, grad, onto
 from hesse.tape.record import Value
 
 
 class Bilinear(Local):
     """Linear in each of two arguments: only the cross block."""
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """A column for each of the narrower input."""
         if len(self._live) == 1:
-            return False, 0
-        return (False, min(map(self._width, self._live))) if self._is_cross else super().added()
+            return (), 0
+        return ((), min(map(self._width, self._live))) if self._is_cross else super().added()
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """Columns of the narrower input, and what they are for the other one."""
@@ -85,9 +85,9 @@ class MatrixProduct(Bilinear):
 class LinearMap(Local):
     """A linear layer as a function of its input."""
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """Nothing."""
-        return False, 0
+        return (), 0
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the weight; columns that are the same for all samples only once."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hesse.blocks import Cross, Diagonal, Factor, Term
 from hesse.tape.elementwise import Elementwise
-from hesse.tape.local import Local
+from hesse.tape.local import Added, Local
 from hesse.tape.record import Call, Value
 from hesse.tape.rules import canonical
 from hesse.tape.samples import Samples
@@ -66,9 +66,9 @@ class RowWise(Local):
         moved = rows.reshape(*rows.shape[: lead + 1], *self._moved)
         return self._place.back(moved.movedim(-1, lead + 1 + self._axis), lead)
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """A diagonal, and few columns for every row."""
-        return True, self.outer * sum(self._width(value) // self._size for value in self.inputs)
+        return [self.inputs], self.outer * sum(self._width(value) // self._size for value in self.inputs)
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         """Cotangents [r, N, R, d] times the Jacobian."""
@@ -342,9 +342,9 @@ class FixedNorm(Elementwise):
         """Weight and bias."""
         return self._norm.spread(self._normalised)
 
-    def added(self) -> tuple[bool, int]:
+    def added(self) -> Added:
         """Nothing."""
-        return False, 0
+        return (), 0
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """None."""

@@ -202,11 +202,12 @@ def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
 
 
 def differs(before: Tensor, after: Tensor) -> Tensor:
-    """Where two tensors differ by more than rounding."""
+    """Where two tensors differ by more than rounding; masked scores are infinite in both."""
     before, after = before.detach(), after.detach()
     tolerance = 100 * torch.finfo(before.dtype).eps
-    scale = before.abs() + before.square().mean().sqrt()
-    return ~((after - before).abs() <= tolerance * scale)
+    finite = before.nan_to_num(0, 0, 0)
+    scale = finite.abs() + finite.square().mean().sqrt()
+    return ~((after == before) | ((after - before).abs() <= tolerance * scale))
 
 
 def noticed(before: Tensor, after: Tensor, samples: Samples, which: Tensor) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from hesse.gradient import Gradient, evaluate
+from hesse.evaluation import evaluate
+from hesse.gradient import Gradient
 from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
 
@@ -33,7 +34,7 @@ def first_non_finite(problem: Problem, gradient: Gradient) -> str | None:
             evaluate(problem, problem.leaves(), watch)
         where = f", first in the result of {finder.first}" if finder.first else ""
         return f"the value of func is {_kind(gradient.value)}{where}"
-    for name, part in zip(problem.names, gradient.parts, strict=True):
+    for name, part in zip(problem.names, gradient.plain, strict=True):
         if part is not None and not is_finite(part):
             return f"the gradient by {name} holds {_kind(part)}, though the value is finite"
     return None

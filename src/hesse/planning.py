@@ -185,7 +185,6 @@ def make(
     problem: Problem,
     meter: Meter,
     method: str | Plan,
-    workspace: int,
     check: bool,
     refused: Mapping[str, str] | None = None,
     brief: bool = False,
@@ -195,9 +194,8 @@ def make(
     Args:
         question: "hessian", "blocks" or "diagonal".
         problem: the problem.
-        meter: holds its gradient.
+        meter: holds its gradient, and what may be used.
         method: what the caller asked for.
-        workspace: bytes that the answer's making may use beside the answer.
         check: count the check.
         refused: methods that are out of the question, and why.
         brief: do not look into methods that could hardly save the time of the look.
@@ -206,16 +204,18 @@ def make(
     gradient = meter.gradient
     size = answer_bytes(question, problem)
     found: dict[str, _Option | str] = dict(refused or {})
+    settled = False
     for other in METHODS:
         if other not in found:
             sought = name in ("auto", "sweep", other) or other == "dense"
             planned = method.by(other) if isinstance(method, Plan) else None
-            if brief and name == "auto" and _settles(found.get("sweep"), meter, workspace):
+            if settled:
                 found[other] = "not looked into: the sweep takes hardly longer than a look"
             elif sought:
-                found[other] = _OPTIONS[other](question, problem, meter, workspace, planned)
+                found[other] = _OPTIONS[other](question, problem, meter, planned)
             else:
                 found[other] = "not asked for"
+        settled = settled or (brief and name == "auto" and _settles(found[other], meter))
     options = {way: option for way, option in found.items() if isinstance(option, _Option)}
     if isinstance(method, Plan):
         missing = method.by(name) - options[name].shares.keys() if name in options else method.by(name)
@@ -229,7 +229,8 @@ def make(
     seconds = {
         way: (meter.preparation + option.cost + checks[way]).seconds for way, option in options.items()
     }
-    fitting = [way for way in options if options[way].cost.bytes <= workspace] or ["dense"]
+    space = meter.left if settled else meter.workspace
+    fitting = [way for way in options if options[way].cost.bytes <= space] or ["dense"]
     # A method that is asked for and does not apply gives way to the best that does.
     best = name if name in options else min(fitting, key=seconds.__getitem__)
     chosen = options[best]
@@ -255,32 +256,28 @@ def make(
     )
 
 
-def _settles(option: _Option | str | None, meter: Meter, workspace: int) -> bool:
+def _settles(option: _Option | str, meter: Meter) -> bool:
     """Does a method answer everything, without products, in about the time that was spent already?"""
     return (
         isinstance(option, _Option)
         and not option.cost.passes
-        and option.cost.bytes <= workspace
-        and option.cost.seconds < 3 * meter.preparation.seconds
+        and option.cost.bytes <= meter.left
+        and option.cost.seconds < 4 * meter.preparation.seconds
     )
 
 
-def _dense(
-    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
-) -> _Option:
-    costs = dense.costs(question, meter, workspace)
+def _dense(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option:
+    costs = dense.costs(question, meter, meter.workspace)
     return _Option(
         "dense", total(costs.values()), {}, list(costs), "one product per coordinate, right for any function"
     )
 
 
-def _taps(
-    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
-) -> _Option | str:
+def _taps(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option | str:
     why_not, layers = taps.usable(question, meter.gradient)
     if why_not:
         return why_not
-    beside = dense.costs(question, meter, workspace, joined=True)
+    beside = dense.costs(question, meter, meter.workspace, joined=True)
     if planned is None:
         layers = _paying(question, layers, beside, meter)
     else:
@@ -323,9 +320,7 @@ def _paying(question: str, layers: Sequence[Layer], beside: Mapping[int, Cost], 
     return kept
 
 
-def _sweep(
-    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
-) -> _Option | str:
+def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option | str:
     gradient = meter.gradient
     if question == "hessian":
         return "gives diagonals and blocks, not the full Hessian"
@@ -340,8 +335,8 @@ def _sweep(
     cost = meter.walk(len(way.steps), estimate.flops, estimate.peak_bytes)
     covered = way.covered if planned is None else way.covered & set(planned)
     beside: Mapping[int, Cost] = {}
-    if not covered.issuperset(gradient.curved):
-        costs = dense.costs(question, meter, workspace)
+    if not covered.issuperset(gradient.reached):
+        costs = dense.costs(question, meter, meter.workspace)
         beside = {i: cost for i, cost in costs.items() if i not in covered}
     pieces = [*(entry.leaves[0] for entry in way.probed(covered)), *beside]
     if question == "blocks":
@@ -383,12 +378,12 @@ def _check(question: str, meter: Meter, option: _Option) -> Cost:
 
 
 def _shares(problem: Problem, gradient: Gradient, chosen: _Option) -> Iterator[Share]:
-    curved = set(gradient.curved)
+    others = gradient.curved_beside(chosen.shares)
     for i, (name, tensor) in enumerate(zip(problem.names, problem.tensors, strict=True)):
         method, why = "dense", chosen.left.get(i, gradient.apart.get(i, ""))
         if i in chosen.shares:
             method, why = chosen.method, chosen.shares[i]
-        elif i not in curved:
+        elif i not in others:
             method, why = "zero", "the function is linear in it, or does not depend on it"
         elif chosen.method == "taps" and not why:
             why = "no weight of a layer"

@@ -61,20 +61,26 @@ ONE_SAMPLE = Samples()
 
 @dataclass(frozen=True)
 class Exploration:
-    """What the first look found.
+    """What a first look found.
 
     Attributes:
-        value: the function's value.
         samples: where the samples are in every layer's input and output, by the call's order on the tape.
         places: where they are in the results of every call, in order; None for results that have nothing
             to do with them. Empty where samples were not found.
+        gradient: by each leaf, without a graph; None where it was not taken.
         seconds: time of the evaluation and its gradient.
+        changed: an evaluation changed something in place. It was put back, so that graphs made before
+            may hold what has been overwritten.
     """
 
-    value: Tensor
     samples: Mapping[int, Samples] = field(default_factory=dict)
     places: Sequence[Sequence[Samples | None]] = ()
+    gradient: Sequence[Tensor | None] | None = None
     seconds: float = 0.0
+    changed: bool = False
+
+
+NOT_EXPLORED = Exploration()
 
 
 class Perturbing(Recorder):

@@ -100,7 +100,13 @@ class Meter:
 
     @cached_property
     def _spans(self) -> Spans:
+        """The graph of the gradient, that of the function included."""
         return Spans(self.gradient.outputs)
+
+    @cached_property
+    def _own_spans(self) -> Spans:
+        """The graph of the function alone."""
+        return Spans([self.gradient.value])
 
     @cached_property
     def _forward(self) -> int:
@@ -115,7 +121,7 @@ class Meter:
     @cached_property
     def _scale(self) -> float:
         """How much slower this machine is at this function."""
-        count, moved = Spans([self.gradient.value]).between(0, self._forward)
+        count, moved = self._own_spans.between(0, self._forward)
         calls, operations = self._done
         predicted = (
             self.rates.start
@@ -139,14 +145,20 @@ class Meter:
 
     def products(self, columns: int, first: int, last: int, bytes_: int, limit: int = CHUNK) -> Cost:
         """Products with the derivative of a gradient made at `last` by a place made at `first`."""
-        return self._passes(columns, first, last, 2, bytes_, limit)
+        return self._passes(columns, first, last, self._spans, 2, bytes_, limit)
 
     def backwards(self, columns: int, first: int, last: int, bytes_: int) -> Cost:
         """Passes over the graph of the function alone."""
-        return self._passes(columns, first, last, 1, bytes_, CHUNK)
+        return self._passes(columns, first, last, self._own_spans, 1, bytes_, CHUNK)
 
-    def _passes(self, columns: int, first: int, last: int, times: int, bytes_: int, limit: int) -> Cost:
-        count, moved = self._spans.between(first, last)
+    def least(self, columns: int, first: int) -> Cost:
+        """What products with the derivative by a place made at `first` take at least."""
+        return self.backwards(columns, first, self._forward, 0)
+
+    def _passes(
+        self, columns: int, first: int, last: int, spans: Spans, times: int, bytes_: int, limit: int
+    ) -> Cost:
+        count, moved = spans.between(first, last)
         calls, done = self._done
         start, stop = bisect_left(calls, first), bisect_left(calls, min(last, self._forward) + 1)
         operations = times * (done[stop] - done[start])

@@ -10,6 +10,7 @@ import torch
 from hesse.evaluation import Evaluation, Gradients, errors_explained, evaluate
 from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
+from hesse.tape.record import Call
 from hesse.tape.samples import (
     ONE_SAMPLE,
     Exploration,
@@ -25,20 +26,20 @@ def explore(problem: Problem, first: Evaluation) -> Exploration:
 
     What the evaluations changed is put back. Random numbers go on from where they are.
     """
-    began = time.perf_counter()
-    gradient: Gradients | None = None
-    by_layers: Gradients = ()
-    if first.tape is not None:
-        outputs = [layer.output for layer in first.layers]
-        gradient, by_layers = first.gradients(outputs, create_graph=False)
-    seconds = first.seconds + time.perf_counter() - began
     changed = first.watch.changed
+    if first.tape is None:
+        first.watch.restore()
+        return Exploration(seconds=first.seconds, changed=changed)
+    began = time.perf_counter()
+    outputs = [layer.output for layer in first.layers]
+    gradient, by_outputs = first.gradients(outputs, create_graph=False)
+    seconds = first.seconds + time.perf_counter() - began
     first.watch.restore()
     samples: Mapping[int, Samples] = dict.fromkeys((layer.order for layer in first.layers), ONE_SAMPLE)
     places: Sequence[Sequence[Samples | None]] = ()
-    open_ = first.tape is not None and not first.tape.hidden and first.value.requires_grad
-    for dim in (0, 1) if samples and open_ else ():
-        look = _look(problem, first, by_layers, dim)
+    hopeless = not samples or first.tape.hidden or not first.value.requires_grad
+    for dim in () if hopeless else (0, 1):
+        look = _look(problem, first, first.tape.calls, by_outputs, dim)
         changed |= look.changed
         if _separate(look.samples) > _separate(samples):
             samples, places = look.samples, look.places
@@ -51,19 +52,20 @@ def _separate(samples: Mapping[int, Samples]) -> int:
     return sum(places.count > 1 for places in samples.values())
 
 
-def _look(problem: Problem, first: Evaluation, gradients: Gradients, dim: int) -> Exploration:
+def _look(
+    problem: Problem, first: Evaluation, before: Sequence[Call], gradients: Gradients, dim: int
+) -> Exploration:
     """Where the samples are if those that come in lie in dimension `dim`; one sample where they touch.
 
-    `gradients`: by the outputs of layers, as the first evaluation has them.
+    `before` and `gradients`: the calls of the first evaluation, and its gradients by the outputs of layers.
     """
-    assert first.tape is not None
-    before, layers = first.tape.calls, first.layers
-    with isolated() as watch:
+    layers = first.layers
+    with isolated() as watch, errors_explained():
         leaves = problem.leaves()
         again = Perturbing(leaves, before, layers, dim)
         if again.count == 1:
             return Exploration()
-        with again, errors_explained():
+        with again:
             value = evaluate(problem, leaves, watch)
         if again.hidden or len(again.calls) != len(before) or not value.requires_grad:
             return Exploration(changed=watch.changed)

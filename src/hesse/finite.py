@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,10 @@ from hesse.runtime.isolation import isolated
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Are all elements finite? By the extremes (NaN wins both), without a mask the size of the tensor."""
-    if not tensor.numel():
+    """Are all elements finite? By their sum, and by the extremes (NaN wins both) where that overflows."""
+    if math.isfinite(tensor.detach().sum().item()):
         return True
-    low, high = torch.aminmax(tensor.detach())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor.detach()))
 
 
 def first_non_finite(problem: Problem, gradient: Gradient) -> str | None:

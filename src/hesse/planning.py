@@ -209,13 +209,14 @@ def make(
         if other not in found:
             sought = name in ("auto", "sweep", other) or other == "dense"
             planned = method.by(other) if isinstance(method, Plan) else None
-            if settled:
-                found[other] = "not looked into: the sweep takes hardly longer than a look"
-            elif sought:
+            if settled and name == "auto":
+                found[other] = "not looked into: it could hardly save the time of the look"
+            elif sought and not settled:
                 found[other] = _OPTIONS[other](question, problem, meter, planned)
             else:
                 found[other] = "not asked for"
-        settled = settled or (brief and name == "auto" and _settles(found[other], meter))
+        if brief and name in ("auto", other):
+            settled |= _settles(found[other], meter, asked=name == other)
     options = {way: option for way, option in found.items() if isinstance(option, _Option)}
     if isinstance(method, Plan):
         missing = method.by(name) - options[name].shares.keys() if name in options else method.by(name)
@@ -229,8 +230,8 @@ def make(
     seconds = {
         way: (meter.preparation + option.cost + checks[way]).seconds for way, option in options.items()
     }
-    space = meter.left if settled else meter.workspace
-    fitting = [way for way in options if options[way].cost.bytes <= space] or ["dense"]
+    # Only where the choice is settled, the gradient's graph is not there.
+    fitting = [way for way in options if settled or options[way].cost.bytes <= meter.workspace] or ["dense"]
     # A method that is asked for and does not apply gives way to the best that does.
     best = name if name in options else min(fitting, key=seconds.__getitem__)
     chosen = options[best]
@@ -256,13 +257,17 @@ def make(
     )
 
 
-def _settles(option: _Option | str, meter: Meter) -> bool:
-    """Does a method answer everything, without products, in about the time that was spent already?"""
-    return (
-        isinstance(option, _Option)
-        and not option.cost.passes
-        and option.cost.bytes <= meter.left
-        and option.cost.seconds < 4 * meter.preparation.seconds
+def _settles(option: _Option | str, meter: Meter, asked: bool) -> bool:
+    """Does a method answer everything without products, and asked for, or so fast that those do not matter?
+
+    In about the time that was spent already, or in less than they take in any case.
+    """
+    if not isinstance(option, _Option) or option.cost.passes:
+        return False
+    seconds = option.cost.seconds
+    return asked or (
+        option.cost.bytes <= meter.left
+        and (seconds < 4 * meter.preparation.seconds or seconds < taps.least(meter).seconds)
     )
 
 
@@ -380,13 +385,13 @@ def _check(question: str, meter: Meter, option: _Option) -> Cost:
 def _shares(problem: Problem, gradient: Gradient, chosen: _Option) -> Iterator[Share]:
     others = gradient.curved_beside(chosen.shares)
     for i, (name, tensor) in enumerate(zip(problem.names, problem.tensors, strict=True)):
-        method, why = "dense", chosen.left.get(i, gradient.apart.get(i, ""))
         if i in chosen.shares:
             method, why = chosen.method, chosen.shares[i]
         elif i not in others:
             method, why = "zero", "the function is linear in it, or does not depend on it"
-        elif chosen.method == "taps" and not why:
-            why = "no weight of a layer"
+        else:
+            unnamed = "no weight of a layer" if chosen.method == "taps" else ""
+            method, why = "dense", chosen.left.get(i) or gradient.apart.get(i, unnamed)
         yield Share(name, tensor.shape, tensor.dtype, method, why)
 
 

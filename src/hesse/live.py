@@ -126,7 +126,7 @@ class ByCoordinates(LiveLeaf):
         derivative = use.at(adjoints)
         for strand in self.strands:
             rows = derivative.rows(strand.directions)
-            along = curvature.times(rows.results, lambda value: value in use.call.outputs or ahead(value))
+            along = curvature.along(rows.results, lambda value: value in use.call.outputs or ahead(value))
             self.add(strand, rows, along)
             for stacks in (along, rows.inputs):
                 strand.add({value: stack for value, stack in stacks.items() if ahead(value)})

@@ -37,7 +37,7 @@ class LayerRows(Strand):
         """Take the curvature by the outputs, while they are alive."""
         (z,), input = use.call.outputs, use.input
         outputs = curvature.stack(z, Unit(), self.layer.columns)
-        self.add(curvature.times({z: outputs}, ahead))
+        self.add(curvature.along({z: outputs}, ahead))
         if input is not None and ahead(input):
             inputs = self.layer.input_seeds(range(self.layer.inputs))
             self.by.setdefault(input, outputs.new_zeros(len(outputs), *input.tensor.shape))

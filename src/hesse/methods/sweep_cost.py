@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from hesse.blocks import crowded
 from hesse.methods.sweep import Route
 from hesse.parameters import HELD
 from hesse.tape.layers import layer_call
-from hesse.tape.local import Elementwise, Local
+from hesse.tape.local import Local
 from hesse.tape.record import Value
-from hesse.tape.rules import Kind
 
 
 @dataclass(frozen=True)
@@ -20,22 +20,41 @@ class Cost:
 
     Attributes:
         flops: multiplications and additions, roughly.
+        pulls: how often a term is pulled through a call.
         peak_bytes: the most memory that blocks and the gradients read from them take at a time.
         unknown: names of calls that are not in the table, which are differentiated by themselves.
     """
 
     flops: int
+    pulls: int
     peak_bytes: int
     unknown: tuple[str, ...]
 
 
 @dataclass(eq=False)
 class _Sketch:
-    """A term without its numbers."""
+    """A term without its numbers: the values that it knows of, with their elements, and its columns."""
 
     values: set[Value]
+    elements: int
     rank: int
+    diagonal: bool = False
     dense: bool = False
+
+    def pull(self, call: Local) -> None:
+        """Take the call's results out."""
+        for value in self.values.intersection(call.outputs):
+            self.values.remove(value)
+            self.elements -= value.tensor.numel()
+        for value in set(call.inputs) - self.values:
+            self.values.add(value)
+            self.elements += value.tensor.numel()
+
+    def held(self, count: int) -> int:
+        """Numbers that it takes, of so many samples."""
+        if self.diagonal:
+            return self.elements
+        return self.rank * self.elements + self.dense * count * self.rank**2
 
 
 def cost(way: Route) -> Cost:
@@ -48,45 +67,51 @@ def cost(way: Route) -> Cost:
     def width(value: Value) -> int:
         return value.tensor.numel() // count
 
-    def held(terms: Iterable[_Sketch]) -> int:
-        columns = sum(term.rank * value.tensor.numel() for term in terms for value in term.values)
-        return columns + sum(count * term.rank**2 for term in terms if term.dense)
+    def sketch(values: Iterable[Value], rank: int, **kind: bool) -> _Sketch:
+        known = set(values)
+        return _Sketch(known, sum(value.tensor.numel() for value in known), rank, **kind)
 
     terms: list[_Sketch] = []
-    bends: set[Value] = set()  # with a diagonal
-    flops = peak = 0
+    alive: set[Value] = set()
+    flops = pulls = peak = 0
     for step in way.steps:
         call, outputs = step.call, set(step.call.outputs)
+        touched = [term for term in terms if not term.values.isdisjoint(outputs)]
         if call.inputs:
-            growing = set() if isinstance(call, Elementwise) or call.kind is Kind.VIEW else bends & outputs
-            alive = bends.union(*(term.values for term in terms))
-            rank = sum(term.rank for term in terms) + sum(map(width, growing))
-            if crowded(rank, [width(value) for value in alive]):
-                whole = sum(map(width, alive))
-                flops += sum(2 * count * whole * t.rank * (t.rank * t.dense + whole) for t in terms)
-                peak = max(peak, held(terms) + 2 * count * whole**2)
-                terms, bends = [_Sketch(alive, whole, True)], set()
+            growing = [term for term in touched if term.diagonal and not call.keeps(term.values)]
+            rank = sum(term.rank for term in (*(t for t in terms if not t.diagonal), *growing))
+            widths = [width(value) for value in alive]
+            if crowded(rank, widths):
+                whole = sum(widths)
+                flops += sum(
+                    2 * count * whole * t.rank * (t.rank * t.dense + whole) for t in terms if not t.diagonal
+                )
+                peak = max(peak, sum(term.held(count) for term in terms) + 2 * count * whole**2)
+                terms = [sketch(alive, whole, dense=True)]
+                touched = terms if alive & outputs else []
             else:
-                terms += [_Sketch({value}, width(value)) for value in growing]
-                bends -= growing
-        touched = [term for term in terms if term.values & outputs]
+                for term in growing:
+                    term.diagonal = False
+        columns = [term for term in touched if not term.diagonal]
+        pulls += len(touched)
         reading = 0
         for entry in step.entries:
-            flops += sum(entry.work(term.rank) for term in touched)
-            reading = max(reading, count * entry.size * sum(term.rank for term in touched))
-        flops += sum(term.rank for term in touched) * _work(call)
-        peak = max(peak, held(terms) + held(touched) + min(HELD, reading))
+            flops += sum(entry.work(term.rank) for term in columns)
+            reading = max(reading, count * entry.size * sum(term.rank for term in columns))
+        flops += sum(term.rank for term in columns) * _work(call)
+        pulled = max((term.held(count) for term in touched), default=0)
+        peak = max(peak, sum(term.held(count) for term in terms) + pulled + min(HELD, reading))
         for term in touched:
-            term.values = (term.values - outputs) | set(call.inputs)
+            term.pull(call)
         terms = [term for term in terms if term.values]
-        if bends & outputs:
-            bends = (bends - outputs) | set(call.inputs)
+        alive = (alive - outputs).union(call.inputs if touched else ())
         if call.inputs:
-            diagonal, rank = call.added()
-            bends |= set(call.inputs) if diagonal else set()
-            terms += [_Sketch(set(call.inputs), rank)] if rank else []
+            diagonals, rank = call.added()
+            terms += [sketch(values, width(values[0]), diagonal=True) for values in diagonals]
+            terms += [sketch(call.inputs, rank)] if rank else []
+            alive.update(call.inputs if rank else chain(*diagonals))
     unknown = tuple(dict.fromkeys(step.call.call.name for step in way.steps if step.call.unknown))
-    return Cost(flops, peak * way.loss.tensor.element_size(), unknown)
+    return Cost(flops, pulls, peak * way.loss.tensor.element_size(), unknown)
 
 
 def _work(call: Local) -> int:

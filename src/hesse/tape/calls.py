@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hesse.tape.local import Bilinear, Elementwise, LinearMap, Local, Separable
+from hesse.tape.convolutions import Convolution, is_convolution
+from hesse.tape.elementwise import Elementwise, Separable
+from hesse.tape.local import Local
+from hesse.tape.products import Bilinear, LinearMap, MatrixProduct
 from hesse.tape.record import Call, Value
 from hesse.tape.rowwise import closed_form
 from hesse.tape.rules import Kind, canonical, kind_of
 from hesse.tape.samples import Samples
+from hesse.tape.views import View
 
 _CLASSES: dict[Kind, type[Local]] = {
     Kind.SEPARABLE: Separable,
     Kind.PIECEWISE: Elementwise,
     Kind.ELEMENTWISE: Elementwise,
-    Kind.BILINEAR: Bilinear,
 }
 
 
@@ -29,6 +32,19 @@ def local(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples])
     kind = kind_of(call)
     if kind is Kind.SEPARABLE and len({value.tensor.shape for value in call.inputs.values()}) > 1:
         return Local(call, inputs, samples)
-    if canonical(call.name) == "linear" and [call.inputs.get(0)] == list(inputs):
-        return LinearMap(call, inputs, samples)
+    if kind is Kind.VIEW and list(inputs) == list(call.inputs.values()):
+        return View(call, inputs, samples)
+    if kind is Kind.BILINEAR:
+        return _bilinear(call, inputs)(call, inputs, samples)
     return _CLASSES.get(kind, Local)(call, inputs, samples)
+
+
+def _bilinear(call: Call, inputs: Sequence[Value]) -> type[Local]:
+    live = [position for position, value in call.inputs.items() if value in inputs]
+    if canonical(call.name) == "linear" and live == [0]:
+        return LinearMap
+    if live == [0] and is_convolution(call):
+        return Convolution
+    if call.name.strip("_") in ("matmul", "mm", "bmm") and call.spec == ():
+        return MatrixProduct if min(factor.dim() for factor in call.arguments) > 1 else Bilinear
+    return Bilinear

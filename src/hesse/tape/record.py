@@ -2,24 +2,23 @@
 
 A `TorchFunctionMode` around the evaluation sees every call of the torch API. It is recorded anew each
 time, so it always is this function at this point: branches, loops and closures need no special care.
-Composite functions that hide the calls of interest (multi-head attention) are entered.
+Calls that hide others (attention, recurrent layers) are taken apart: see `composites`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hesse.runtime.isolation import writes_to_first
+from hesse.tape.composites import COMPOSITES
 
 
 @dataclass(eq=False)
@@ -131,14 +130,13 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _ENTERED:
-            with self:
-                return _ENTERED[func](*args, **kwargs)
-        if func is functional.scaled_dot_product_attention and _is_plain(*args, **kwargs):
-            with self:
-                return _attention(*args, **kwargs)
         if not torch.is_grad_enabled():  # inside a custom Function, for one
             return func(*args, **kwargs)
+        if func in COMPOSITES:
+            with self:
+                result = COMPOSITES[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             self._hide("the function takes gradients itself")
         arguments: list[Any] = [*args, *kwargs.values()]
@@ -193,36 +191,3 @@ class Recorder(TorchFunctionMode):
 def leaves_of(result: Any) -> list[Any]:
     """The elements of a call's result, however nested."""
     return [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
-
-
-def _entered(function: Any) -> FunctionType:
-    """A copy of a composite function that runs, where the original would hand itself to the mode."""
-    unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
-    copy = FunctionType(
-        function.__code__, {**function.__globals__, **unasked}, function.__name__, function.__defaults__
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
-def _never(*tensors: Any) -> bool:
-    return False
-
-
-def _is_plain(query: Tensor, key: Tensor, value: Tensor, *options: Any, **named: Any) -> bool:
-    """Is it attention without a mask, dropout or grouped heads?"""
-    named.pop("scale", None)
-    return not any(isinstance(option, Tensor) or option for option in (*options, *named.values()))
-
-
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, *options: Any, scale: float | None = None, **named: Any
-) -> Tensor:
-    """Attention as products and a softmax, each of which has a row in the table of calls."""
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    return torch.softmax(scores, -1) @ value
-
-
-_ENTERED: dict[Any, FunctionType] = {
-    functional.multi_head_attention_forward: _entered(functional.multi_head_attention_forward),
-}

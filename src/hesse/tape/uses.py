@@ -102,7 +102,8 @@ class Derivative:
     def __init__(self, use: Use, adjoints: Sequence[Tensor | None]) -> None:
         self._outputs, self._shape = use.call.outputs, use.leaf.tensor.shape
         leaf = use.leaf.tensor
-        leaves, results = rerun(use.call.call, use.call.inputs)
+        between = [value for value in use.call.call.inputs.values() if value not in use.call.samples]
+        leaves, results = rerun(use.call.call, use.call.inputs, attached=between)
         cotangents = [
             (torch.zeros_like(result) if g is None else g.detach().clone()).requires_grad_()
             for result, g in zip(results, adjoints, strict=True)

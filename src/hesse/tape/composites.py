@@ -1,0 +1,186 @@
+"""Calls that hide others: the same in terms of calls that have rows in the table, or that are layers.
+
+A function here declines, by `NotImplemented` and before it calls anything, what it does not take apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+State = tuple[Tensor, ...]
+
+
+def _opened(function: Any) -> FunctionType:
+    """A copy of a composite function that runs, where the original would hand itself to the mode."""
+    unasked = {name: _never for name in function.__globals__ if name.startswith("has_torch_function")}
+    copy = FunctionType(
+        function.__code__, {**function.__globals__, **unasked}, function.__name__, function.__defaults__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _never(*tensors: Any) -> bool:
+    return False
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Attention as products and a softmax; a query that may look at nothing gets zeros."""
+    if dropout_p or (attn_mask is not None and not _is_mask(attn_mask, query, is_causal)):
+        return NotImplemented
+    if enable_gqa:
+        key, value = (_repeated(heads, query.shape[-3]) for heads in (key, value))
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        return torch.softmax(scores.masked_fill(~seen, -torch.inf), -1) @ value
+    if attn_mask is None:
+        return torch.softmax(scores, -1) @ value
+    if attn_mask.dtype == torch.bool:
+        blind = ~attn_mask.any(-1, keepdim=True)
+        scores = scores.masked_fill(~(attn_mask | blind), -torch.inf)
+    else:
+        blind = attn_mask.detach().isneginf().all(-1, keepdim=True)
+        scores = scores + attn_mask.masked_fill(blind, 0).to(scores.dtype)
+    return torch.softmax(scores, -1).masked_fill(blind, 0) @ value
+
+
+def _is_mask(mask: Tensor, query: Tensor, is_causal: bool) -> bool:
+    """Does torch take this mask?"""
+    return not is_causal and mask.dtype in (torch.bool, torch.float32, query.dtype)
+
+
+def _repeated(heads: Tensor, count: int) -> Tensor:
+    """Every head `[..., heads, positions, width]` several times in a row, to make `count` of them."""
+    times = count // heads.shape[-3]
+    return heads.unsqueeze(-3).expand(*heads.shape[:-2], times, *heads.shape[-2:]).flatten(-4, -3)
+
+
+def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    """Attention that gives its weights makes its scores by this, the mask added."""
+    return input + torch.bmm(batch1, batch2) if beta == alpha == 1 else NotImplemented
+
+
+def _rnn_cell(
+    activation: Callable[[Tensor], Tensor], inputs: Tensor, state: State, weight: Tensor, bias: Tensor | None
+) -> State:
+    return (activation(inputs + functional.linear(state[0], weight, bias)),)
+
+
+def _gru_cell(inputs: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+    (hidden,) = state
+    sizes = [2 * hidden.shape[-1], hidden.shape[-1]]
+    gates, candidate = inputs.split(sizes, -1)
+    own_gates, own_candidate = functional.linear(hidden, weight, bias).split(sizes, -1)
+    reset, keep = torch.sigmoid(gates + own_gates).chunk(2, -1)
+    return (torch.lerp(torch.tanh(candidate + reset * own_candidate), hidden, keep),)
+
+
+def _lstm_cell(
+    inputs: Tensor, state: State, weight: Tensor, bias: Tensor | None, projection: Tensor | None = None
+) -> State:
+    hidden, memory = state
+    gates = inputs + functional.linear(hidden, weight, bias)
+    take, keep, candidate, show = gates.chunk(4, -1)
+    memory = torch.sigmoid(keep) * memory + torch.sigmoid(take) * torch.tanh(candidate)
+    hidden = torch.sigmoid(show) * torch.tanh(memory)
+    return hidden if projection is None else functional.linear(hidden, projection), memory
+
+
+def _step(
+    cell: Callable[..., State],
+    input: Tensor,
+    hx: Tensor | State,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Any:
+    """One step of one layer."""
+    inputs = functional.linear(input, w_ih, b_ih)
+    if isinstance(hx, Tensor):
+        return cell(inputs, (hx,), w_hh, b_hh)[0]
+    return cell(inputs, hx, w_hh, b_hh)
+
+
+def _recurrent(
+    cell: Callable[..., State],
+    input: Tensor,
+    hx: Tensor | State,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Any:
+    """All layers, both ways, step by step.
+
+    Inputs are multiplied by their weight for all steps at once. A step keeps the dimension of time, and the
+    caller's order of dimensions, so that samples stay in one place.
+    """
+    time = int(batch_first)
+    if not isinstance(has_biases, bool):  # a packed sequence has its parameters there
+        return NotImplemented
+    if not input.shape[time] or (train and dropout and num_layers > 1):  # an error; random numbers
+        return NotImplemented
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, 1) if batch_first else tensor
+
+    hx = (hx,) if isinstance(hx, Tensor) else hx
+    initial = list(zip(*(turned(tensor).split(1, time) for tensor in hx), strict=True))
+    size = len(params) // len(initial)
+    final: list[State] = []
+    for _ in range(num_layers):
+        results = []
+        for backwards in (False, True)[: 1 + bidirectional]:
+            state = initial[len(final)]
+            w_ih, w_hh, *others = params[size * len(final) : size * (len(final) + 1)]
+            b_ih, b_hh, *projection = others if has_biases else (None, None, *others)
+            order = slice(None, None, -1 if backwards else 1)
+            steps = []
+            for inputs in functional.linear(input, w_ih, b_ih).split(1, time)[order]:
+                state = cell(inputs, state, w_hh, b_hh, *projection)
+                steps.append(state[0])
+            results.append(torch.cat(steps[order], time))
+            final.append(state)
+        input = torch.cat(results, -1) if bidirectional else results[0]
+    # In memory, steps and layers come first, as with torch's own.
+    output = turned(turned(input).contiguous())
+    return output, *(turned(torch.cat(states, time)).contiguous() for states in zip(*final, strict=True))
+
+
+_tanh_cell, _relu_cell = partial(_rnn_cell, torch.tanh), partial(_rnn_cell, torch.relu)
+
+COMPOSITES: dict[Any, Callable[..., Any]] = {
+    functional.multi_head_attention_forward: _opened(functional.multi_head_attention_forward),
+    functional.scaled_dot_product_attention: _attention,
+    torch.baddbmm: _baddbmm,
+    torch.rnn_tanh: partial(_recurrent, _tanh_cell),
+    torch.rnn_relu: partial(_recurrent, _relu_cell),
+    torch.gru: partial(_recurrent, _gru_cell),
+    torch.lstm: partial(_recurrent, _lstm_cell),
+    torch.rnn_tanh_cell: partial(_step, _tanh_cell),
+    torch.rnn_relu_cell: partial(_step, _relu_cell),
+    torch.gru_cell: partial(_step, _gru_cell),
+    torch.lstm_cell: partial(_step, _lstm_cell),
+}
+"""By the function of the torch API; each takes its arguments."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cases import classes, x
+from cases import x
 from sweeping import check
 
 SAMPLES = 4

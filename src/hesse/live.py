@@ -1,16 +1,16 @@
 r"""Leaves that stay alive on a walk backwards: those that enter more than once, or not linearly.
 
-Beside the curvature over the values of a sample, the walk then keeps $K_{uw}$ between these values and a leaf w,
-a stack with a row for each coordinate of w, and adds up $K_{ww}$. Where w enters the call $v = \varphi(u, w)$ with
-adjoint g and Jacobians A by u and J by w, for any value a that is alive
+Beside the curvature over the values of a sample, the walk then keeps $K_{uw}$ between these values and a leaf
+w, a stack with a row for each coordinate of w, and adds up $K_{ww}$. Where w enters the call
+$v = \varphi(u, w)$ with adjoint g and Jacobians A by u and J by w, for any value a that is alive
 
 $$K_{ww} \mathrel{+}= J^T K_{vv} J + J^T K_{vw} + K_{wv} J
     + \frac{\partial^2 \langle g, \varphi \rangle}{\partial w^2}, \qquad
   K_{aw} \mathrel{+}= K_{av} J, \qquad
   K_{uw} \mathrel{+}= A^T K_{vw} + \frac{\partial^2 \langle g, \varphi \rangle}{\partial u\,\partial w}.$$
 
-A leaf has no samples, so that of $K_{ww}$ only the sum over them is held, and of a diagonal no more than that.
-Rows do not meet: some of them together are a *strand*, which is pulled back by itself.
+A leaf has no samples, so that of $K_{ww}$ only the sum over them is held, and of that only the diagonal where no
+more is asked for. Rows do not meet: some of them together are a *strand*, which is pulled back by itself.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Coordinates(Directions):
 
 
 class ByCoordinates(LiveLeaf):
-    """A leaf that enters in any way: rows for its coordinates, and for a check for random signs before them."""
+    """A leaf that enters in any way: rows for its coordinates, and before them one for random signs."""
 
     strands: list[Directions]
 
@@ -144,7 +144,7 @@ class DiagonalByCoordinates(ByCoordinates):
         super().__init__(use, max(1, HELD // most), check)
         self._own, self._product = self.leaf.new_zeros(2, use.size)
         self._check = check
-        # Of the results of the call that is taken in: J times the signs, and K_vw times them with what it adds.
+        # By the results of the call that is taken in, times the signs: J, and K_vw with what J adds to it.
         self._moved: dict[Value, Tensor] = {}
         self._along: dict[Value, Tensor] = {}
 

@@ -1,8 +1,8 @@
 r"""Weights of linear layers that are used several times: live leaves with a row for every output and input.
 
-Where layers have fewer outputs and inputs than their weight has coordinates, the walk keeps for every use that it
-has met the rows of M, the curvature by its outputs, and of J, the derivative of its inputs, by the values that are
-alive (see `hesse.layers`). With $\gamma$ the adjoint of a use t and s another one before it, all uses have
+Where the uses of a weight have fewer outputs and inputs than it has coordinates, the walk keeps for every use
+that it has met the rows of M, the curvature by its outputs, and of J, the derivative of its inputs, by the
+values that are alive (see `hesse.layers`). With $\gamma$ the adjoint of a use t, and s any use before it, all have
 
 $$\frac{\partial^2 f}{\partial W_{oi}\,\partial W_{pq}} = \sum_t M_{to,tp}\, a_{ti}\, a_{tq}
   + \sum_{s < t} \bigl( M_{to,sp}\, a_{ti} + \gamma_{to}\, J_{ti,sp} \bigr)\, a_{sq} + \dots,$$
@@ -80,7 +80,8 @@ class ByOutputs(LiveLeaf):
         if met:
             self.add_pairs(met, now)
         now.begin(use, curvature, ahead)
-        self.strands.append(now)
+        if now.by:
+            self.strands.append(now)
 
     @abstractmethod
     def add(self, entry: LayerEntry, block: Block) -> None:
@@ -166,18 +167,20 @@ class MatrixByOutputs(ByOutputs):
             self._own[i] = self._own[i] + matrix if i in self._own else matrix
 
     def add_pairs(self, met: Sequence[tuple[LayerRows, Tensor]], now: LayerRows) -> None:
-        """See `ByOutputs`; all that were met together."""
-        Ms, Js, moved = [], [], False
-        for strand, rows in met:
-            columns = now.layer.jacobian(now.layer, rows)  # columns, N, rows
-            outputs = strand.layer.columns
-            Ms.append(columns[..., :outputs].unflatten(2, (strand.layer.positions, 1, -1)))
-            J = columns[..., outputs:]
-            moved |= bool(J.numel())
-            Js.append(strand.layer.jacobian_columns(J if J.numel() else J.new_zeros(*J.shape[:2], strand.layer.inputs)))
+        """See `ByOutputs`; all that were met as one layer."""
+        parts = [self._columns(now.layer, strand, rows) for strand, rows in met]
+        M, J = (torch.cat(those, 2) for those in zip(*parts, strict=True))
         self._pairs.add(
-            Joined([strand.layer for strand, _ in met]), now.layer, range(now.layer.columns), torch.cat(Ms, 2), torch.cat(Js, 2) if moved else None
+            Joined([strand.layer for strand, _ in met]), now.layer, range(now.layer.columns), M, J
         )
+
+    def _columns(self, layer: Layer, met: LayerRows, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """M and J by the outputs of a layer, as columns: [c, N, T, G, O] and [c, N, T, G, I]."""
+        columns = layer.jacobian(layer, rows)  # c, N, rows
+        M, J = columns.split([met.layer.columns, columns.shape[2] - met.layer.columns], 2)
+        if not J.shape[2]:
+            J = columns.new_zeros(*columns.shape[:2], met.layer.inputs)
+        return M.unflatten(2, (met.layer.positions, 1, -1)), met.layer.jacobian_columns(J)
 
     def parts(self) -> dict[int, Tensor]:
         """See `LiveLeaf`."""

@@ -117,19 +117,19 @@ def route(
     Raises:
         CannotSweep: the function does not have the structure; the message is a reason for the plan.
     """
-    known = _ROUTES.get(tape)
-    if known is None or not known[0] >= live >= known[1].live:
-        known = _ROUTES[tape] = live, _route(tape, value, samples, live)
-    return known[1]
+    known = _ROUTES.setdefault(tape, [])
+    for allowed, way in known:
+        if allowed >= live >= way.live:
+            return way
+    known.append((live, _route(tape, value, samples, live)))
+    return known[-1][1]
 
 
-# A plan finds it, then a walk takes it; with the leaves that were allowed to live.
-_ROUTES: WeakKeyDictionary[Recorder, tuple[Set[int], Route]] = WeakKeyDictionary()
+# A plan finds them, then a walk takes one; with the leaves that were allowed to live.
+_ROUTES: WeakKeyDictionary[Recorder, list[tuple[Set[int], Route]]] = WeakKeyDictionary()
 
 
-def _route(
-    tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None], live: Set[int]
-) -> Route:
+def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None], live: Set[int]) -> Route:
     loss = tape.value_of(value)
     if tape.hidden:
         raise CannotSweep(tape.hidden)
@@ -148,7 +148,9 @@ def _route(
         read = {leaf for entry in step.entries for leaf in entry.leaves}
         step.uses = [use for use in alive.of(step.call) if read.isdisjoint(use.leaves)]
         if inputs or step.entries or step.uses:
-            on = {leaf for use in step.uses for leaf in use.leaves}.union(*(depends[value] for value in inputs))
+            on = {leaf for use in step.uses for leaf in use.leaves}.union(
+                *(depends[value] for value in inputs)
+            )
             depends.update(dict.fromkeys(call.outputs, on))
             steps.append(step)
     if not any(step.entries or step.uses for step in steps):

@@ -1,10 +1,11 @@
-r"""Where leaves enter calls otherwise than once and linearly, and how the call's results follow each coordinate.
+r"""Where leaves enter calls more than once or not linearly, and how results follow their coordinates.
 
-With c the adjoints of a call $\varphi(u, w)$, let q be the gradient of $\langle c, \varphi \rangle$ by a leaf w. It
-is linear in c, and what a walk needs to know of a coordinate $w_k$ is the derivative of $q_k$ by all three:
+With c the adjoints of a call $\varphi(u, w)$, let q be the gradient of $\langle c, \varphi \rangle$ by a leaf
+w. It is linear in c. What a walk needs to know of a coordinate $w_k$ is the derivative of $q_k$ by all three:
 
 $$\frac{\partial q_k}{\partial c} = \frac{\partial\varphi}{\partial w_k}, \qquad
-  \frac{\partial q_k}{\partial u} = \frac{\partial^2 \langle c, \varphi \rangle}{\partial w_k\,\partial u}, \qquad
+  \frac{\partial q_k}{\partial u}
+    = \frac{\partial^2 \langle c, \varphi \rangle}{\partial w_k\,\partial u}, \qquad
   \frac{\partial q_k}{\partial w} = \frac{\partial^2 \langle c, \varphi \rangle}{\partial w_k\,\partial w}.$$
 
 That is one backward pass for every coordinate, over this call alone and what lies between it and the leaf: a
@@ -111,9 +112,7 @@ class Derivative:
         with torch.enable_grad():
             (self._gradient,) = torch.autograd.grad(results, [leaf], cotangents, create_graph=True)
             total = self._gradient.sum()
-        curved = torch.autograd.grad(
-            total, [*leaves.values(), leaf], retain_graph=True, allow_unused=True
-        )
+        curved = torch.autograd.grad(total, [*leaves.values(), leaf], retain_graph=True, allow_unused=True)
         self._inputs = [value for value, part in zip(leaves, curved, strict=False) if part is not None]
         self._bent = curved[-1] is not None
         self._by = [*cotangents, *(leaves[value] for value in self._inputs), *([leaf] if self._bent else [])]
@@ -171,7 +170,7 @@ def _entering(calls: Sequence[Call], samples: Container[Value], live: Set[int]) 
             if not apart and (value.changed or call.arguments[position] is not value.tensor):
                 lost.update(leaves)
         if apart:
-            behind.update(dict.fromkeys(call.outputs, list(dict.fromkeys(met))))
+            behind.update({output: list(dict.fromkeys(met)) for output in call.outputs})
         else:
             found[call] = met
     return {call: [leaf for leaf in met if leaf not in lost] for call, met in found.items()}
@@ -206,9 +205,15 @@ def _tied_layers(
 def _layer(call: Call, samples: Mapping[Value, Samples]) -> LayerCall | None:
     """The layer that a call is, if its input is a value as it stands and has its samples apart."""
     layer = layer_call(call)
-    if layer is None or not isinstance(layer.kind, Linear) or samples[layer.output].dim >= layer.output.tensor.dim() - layer.kind.own[1]:
+    if (
+        layer is None
+        or not isinstance(layer.kind, Linear)
+        or samples[layer.output].dim >= layer.output.tensor.dim() - layer.kind.own[1]
+    ):
         return None
-    plain = not layer.input.requires_grad or any(v.tensor is layer.input for v in call.inputs.values())
+    plain = not layer.input.requires_grad or any(
+        v.tensor is layer.input and not v.changed for v in call.inputs.values()
+    )
     return layer if plain else None
 
 

@@ -148,7 +148,7 @@ class Block:
     crosses: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-Apply = Callable[[Tensor], Tensor]
+Apply = Callable[..., Tensor]
 
 
 def crowded(rank: int, widths: Sequence[int]) -> bool:
@@ -177,6 +177,7 @@ class Curvature:
     def __init__(self, samples: Mapping[Value, Samples]) -> None:
         self.samples = samples
         self.terms: list[Term] = []
+        self._spare: Tensor | None = None  # memory of an earlier block: to get new pages takes as long as a product
 
     def width(self, value: Value) -> int:
         """Coordinates of one sample."""
@@ -267,11 +268,15 @@ class Curvature:
             _put(term.core[:, own], left(term.core[:, own]))
             term.columns[u] = term.columns.pop(v)
             return term
-        side = right(term.core[:, :, own])
-        square = contiguous(left(side[:, own]))
         starts, width = self._starts([*old, u])
         if not old:
+            side = right(term.core, self._spare)
+            square = contiguous(left(side, term.core))
+            if side.data_ptr() != square.data_ptr():
+                self._spare = side
             return Factor(square, starts)
+        side = right(term.core[:, :, own])
+        square = contiguous(left(side[:, own]))
         new = {w: self._own(w, unit) for w, unit in starts.items()}
         core = side.new_empty(len(side), width, width)
         for w in old:

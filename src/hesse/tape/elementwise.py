@@ -82,7 +82,7 @@ class Elementwise(Separable):
         """Is it a plain sum?"""
         return self._is_sum and all(v.tensor.shape == self.outputs[0].tensor.shape for v in self.inputs)
 
-    def pull_right(self, rows: Tensor) -> Tensor:
+    def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Multiply by the slopes, in place."""
         (value,) = self.inputs
         slope = self.slopes[value]

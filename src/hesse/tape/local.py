@@ -45,10 +45,9 @@ class Local:
         """Is a diagonal term of these values, pulled through this call, still a diagonal one?"""
         return self.kind is Kind.VIEW and len(values) == 1 and len(self.inputs) == 1
 
-    @property
-    def copies(self) -> bool:
-        """Is the derivative by every input the identity, sample by sample?"""
-        return False
+    def pull_unit(self, unit: Unit) -> dict[Value, Unit] | None:
+        """The coordinates of the only result, pulled back to all inputs, if they are coordinates there."""
+        return None
 
     @property
     def unknown(self) -> bool:

@@ -8,14 +8,16 @@ second derivatives by the weights of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hesse.cost import Cost, Meter, total
+from hesse.cost import CHUNK, Cost, Meter, total
 from hesse.gradient import Gradient
 from hesse.layers import Diagonal, Layer, Matrix
 from hesse.runtime.batches import stacks
@@ -110,24 +112,75 @@ def run(
     answer: Answer, layers: Sequence[Layer], gradient: Gradient, workspace: int, progress: Progress
 ) -> None:
     """Give the answer all pairs of layers that it wants; `layers` in the order of their calls."""
-    jacobians = {layer: _jacobians(answer, layers, layer, gradient, workspace, progress) for layer in layers}
-    for k, columns in enumerate(layers):
-        rows = [layer for layer in layers[k:] if answer.wants(layer, columns)]
-        held = bytes_per_column([columns.gradient])
+    # The most that a pass holds, whatever it starts from.
+    held = bytes_per_column([layer.gradient for layer in layers])
+    jacobians = {
+        layer: _jacobians(answer, layers, layer, gradient, workspace, held, progress) for layer in layers
+    }
+    for batch in _batches(layers):
+        rows = [row for row in layers if any(_pair(answer.wants, row, columns) for columns in batch.layers)]
         # A product holds its pass, its seed, and its rows in two layouts.
-        size = [columns.gradient, *(2 * [row.gradient for row in rows])]
+        size = [*(layer.gradient for layer in batch.layers), *(2 * [row.gradient for row in rows])]
         limit = workspace // (held + sum(map(_bytes, size)))
-        products = partial(_tapped, gradient, columns, rows)
-        for numbers, found in stacks(products, columns.seeds, columns.columns, limit, progress):
-            for row, stack in zip(rows, found, strict=True):
-                jacobian = jacobians[row].get(columns)
-                some = None if jacobian is None else jacobian[numbers.start : numbers.stop]
-                J = None if some is None else row.jacobian_columns(some)
-                answer.add(row, columns, numbers, row.layout(stack), J)
+        products = partial(_tapped, gradient, batch.layers, rows)
+        for numbers, found in stacks(products, batch.seeds, batch.columns, limit, progress):
+            for columns, own, place in batch.members(numbers):
+                for row, stack in zip(rows, found, strict=True):
+                    if _pair(answer.wants, row, columns):
+                        jacobian = jacobians[row].get(columns)
+                        some = None if jacobian is None else jacobian[own.start : own.stop]
+                        J = None if some is None else row.jacobian_columns(some)
+                        answer.add(row, columns, own, row.layout(stack[place]), J)
 
 
-def _tapped(gradient: Gradient, columns: Layer, rows: Sequence[Layer], seed: Tensor) -> Sequence[Tensor]:
-    return gradient.tapped(columns, seed, rows)
+def _pair(wants: Wants, rows: Layer, columns: Layer) -> bool:
+    """Is the block between two layers made by columns of this one?"""
+    return rows.call.order >= columns.call.order and wants(rows, columns)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Uses of one weight, with outputs of one shape, whose columns are taken together."""
+
+    layers: list[Layer]
+
+    @property
+    def columns(self) -> int:
+        """Of all of them."""
+        return sum(layer.columns for layer in self.layers)
+
+    def members(self, numbers: range) -> Iterator[tuple[Layer, range, slice]]:
+        """The layers that some columns belong to; which of their own these are, and where they are in a stack."""
+        each = self.layers[0].columns
+        for k in range(numbers.start // each, -(-numbers.stop // each)):
+            first, last = max(numbers.start, k * each), min(numbers.stop, (k + 1) * each)
+            place = slice(first - numbers.start, last - numbers.start)
+            yield self.layers[k], range(first - k * each, last - k * each), place
+
+    def seeds(self, numbers: range) -> Tensor:
+        """One-hot columns, [c, layers, *z.shape]."""
+        gradient = self.layers[0].gradient
+        seeds = gradient.new_zeros(len(numbers), len(self.layers), *gradient.shape)
+        for layer, own, place in self.members(numbers):
+            seeds[place, self.layers.index(layer)] = layer.seeds(own)
+        return seeds
+
+
+def _batches(layers: Iterable[Layer]) -> list[_Batch]:
+    """Layers of many outputs by themselves, uses of a weight with few outputs together."""
+    batches: dict[object, list[_Batch]] = {}
+    for layer in layers:
+        own = batches.setdefault((layer.form, layer.gradient.shape), [])
+        if not own or own[-1].columns + layer.columns > CHUNK:
+            own.append(_Batch([]))
+        own[-1].layers.append(layer)
+    return list(chain.from_iterable(batches.values()))
+
+
+def _tapped(
+    gradient: Gradient, columns: Sequence[Layer], rows: Sequence[Layer], seeds: Tensor
+) -> Sequence[Tensor]:
+    return gradient.tapped(columns, seeds.unbind(), rows)
 
 
 def _before(wants: Wants, layers: Sequence[Layer], layer: Layer) -> list[Layer]:
@@ -143,6 +196,7 @@ def _jacobians(
     layer: Layer,
     gradient: Gradient,
     workspace: int,
+    held: int,
     progress: Progress,
 ) -> dict[Layer, Tensor]:
     """J of a layer by the outputs of those before it: [columns, N, inputs]."""
@@ -150,7 +204,7 @@ def _jacobians(
     if not before:
         return {}
     input = layer.call.input
-    held = bytes_per_column([input]) + _bytes(input) + sum(_bytes(other.gradient) for other in before)
+    held += _bytes(input) + sum(_bytes(other.gradient) for other in before)
     made_of = stacks(
         lambda seed: gradient.moved(layer, seed, before),
         layer.input_seeds,

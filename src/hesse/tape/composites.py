@@ -134,12 +134,14 @@ def _recurrent(
     """All layers, both ways, step by step.
 
     Inputs are multiplied by their weight for all steps at once. A step keeps the dimension of time, and the
-    caller's order of dimensions, so that samples stay in one place.
+    caller's order of dimensions, so that samples stay in one place. Of more steps than inputs nothing would
+    be gained: to see inside is to differentiate by every step's output in place of every weight.
     """
     time = int(batch_first)
     if not isinstance(has_biases, bool):  # a packed sequence has its parameters there
         return NotImplemented
-    if not input.shape[time] or (train and dropout and num_layers > 1):  # an error; random numbers
+    inputs = max((weight.shape[-1] for weight in params if weight.dim() == 2), default=0)
+    if not 0 < input.shape[time] <= inputs or (train and dropout and num_layers > 1):
         return NotImplemented
 
     def turned(tensor: Tensor) -> Tensor:
@@ -157,8 +159,8 @@ def _recurrent(
             b_ih, b_hh, *projection = others if has_biases else (None, None, *others)
             order = slice(None, None, -1 if backwards else 1)
             steps = []
-            for inputs in functional.linear(input, w_ih, b_ih).split(1, time)[order]:
-                state = cell(inputs, state, w_hh, b_hh, *projection)
+            for step in functional.linear(input, w_ih, b_ih).split(1, time)[order]:
+                state = cell(step, state, w_hh, b_hh, *projection)
                 steps.append(state[0])
             results.append(torch.cat(steps[order], time))
             final.append(state)

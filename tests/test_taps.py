@@ -56,6 +56,8 @@ PASSES = {
     "two positions": 2 * (4 + 3),
     "skips, norm, product of layers": 4 + 4 + 12,
     "attention": 2 * (3 + 3 + 2),
+    "branches": 4 + 4 + 2,  # two layers share theirs
+    "lstm": 3 * 12 + 2 * 3 + 2,
     "cnn": 9 * 4 + 4 * 4 + 2,
     "lstm cell": 3 * 8 + 2 * 2,  # one for both layers of a sum; and what the state moves, but for the first
     "contrastive loss": 4 * (4 + 3),  # samples touch: they are positions of one

@@ -65,7 +65,7 @@ class Layer:
         return [self.call.weight] + ([] if self.call.bias is None else [self.call.bias])
 
     def shares(self, other: Layer) -> bool:
-        """Do the outputs go into one sum and nothing else, so that curvature by one is curvature by the other?"""
+        """Do both outputs go into one sum alone? Then curvature by one is curvature by the other."""
         return (
             self.gradient is other.gradient
             and self.samples == other.samples
@@ -216,7 +216,7 @@ class Diagonal:
         M: Sequence[Tensor],
         J: Sequence[Tensor | None],
     ) -> None:
-        """Take in columns by a layer of it and later uses of its weight: M [c, N, T, G, O], J [c, N, T, G, I]."""
+        """Take in columns by a layer, M [c, N, T, G, O] and J [c, N, T, G, I]; `rows`: uses of its weight."""
         weight, per_group = columns.call.weight, columns.gamma.shape[3]
         values = self._values[weight].flatten(0, 1)
         a = _joined([row.a for row in rows], 1)

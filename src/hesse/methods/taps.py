@@ -193,7 +193,7 @@ class _Batch:
         return sum(tap[0].columns for tap in self.taps)
 
     def members(self, numbers: range) -> Iterator[tuple[Tap, range, slice]]:
-        """The taps that some columns belong to; which of their own these are, and where they are in a stack."""
+        """The taps that some columns belong to; which of their own, and where they are in a stack."""
         each = self.taps[0][0].columns
         for k in range(numbers.start // each, -(-numbers.stop // each)):
             first, last = max(numbers.start, k * each), min(numbers.stop, (k + 1) * each)

@@ -162,9 +162,8 @@ def _recurrent(
         results = []
         for backwards in (False, True)[: 1 + bidirectional]:
             state = initial[len(final)]
-            weights = params[size * len(final) : size * (len(final) + 1)]
-            if not has_biases:
-                weights = [*weights[:2], None, None, *weights[2:]]
+            w_ih, w_hh, *others = params[size * len(final) : size * (len(final) + 1)]
+            weights = [w_ih, w_hh, *(others if has_biases else (None, None, *others))]
             order = slice(None, None, -1 if backwards else 1)
             steps = []
             for step in input.split(1, time)[order]:

@@ -1,5 +1,7 @@
 """What a call by itself does to columns and blocks, against autograd of that call."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,15 @@ PRODUCTS = {
     "by name": (lambda a, b: torch.matmul(other=b, input=a), (2, 3), (3, 2)),
     "layer of itself": (lambda a: F.linear(a, a), (3, 3)),
     "layer by name": (lambda a, b: F.linear(bias=torch.ones(4).double(), weight=b, input=a), (2, 3), (4, 3)),
+    "frozen layer": (lambda a: F.linear(a, torch.ones(4, 3).double()), (2, 3)),
+    "strides": (lambda a, b: F.conv2d(a, b, None, 2, (1, 0)), (3, 2, 5, 4), (4, 2, 3, 2)),
+    "same": (lambda a, b: F.conv2d(a, b, padding="same", dilation=(1, 2)), (3, 2, 5, 4), (4, 2, 3, 3)),
+    "same, uneven": (lambda a, b: F.conv1d(a, b, padding="same", dilation=3), (3, 2, 7), (4, 2, 2)),
+    "valid": (lambda a, b: F.conv1d(a, b, padding="valid"), (3, 2, 5), (4, 2, 2)),
+    "groups": (lambda a, b: F.conv2d(a, b, groups=2, dilation=2), (3, 4, 5, 6), (4, 2, 2, 2)),
+    "one image": (lambda a, b: F.conv2d(a, b), (2, 5, 4), (4, 2, 3, 2)),
+    "up": (lambda a, b: F.conv_transpose2d(a, b, None, 2, 1, 1, 2), (3, 4, 3, 3), (4, 2, 3, 3)),
+    "frozen filter": (lambda a: F.conv1d(a, torch.ones(4, 2, 2).double()), (3, 2, 5)),
     "reversed": (lambda a: a.flip(0).flip(1), (2, 3)),
     "slice": (lambda a: a[1:, ::2], (3, 4)),
     "parts": (lambda a: a.unbind(1)[1], (2, 3)),
@@ -30,21 +41,22 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # where torch pads the input itself
 @pytest.mark.parametrize("name", [*TABLE, *PRODUCTS])
 def test_pulls_as_autograd(name):
     function, *shapes = PRODUCTS[name] if name in PRODUCTS else call_of(name)
     tensors = [positive(*shape).requires_grad_() for shape in shapes]
     with Recorder(tensors) as tape:
         function(*tensors)
-    for call in tape.calls:
+    for call, weighs in product(tape.calls, (True, False)):  # the second argument is live, or is not
         if any(v.tensor.dtype != torch.float64 for v in (*call.inputs.values(), *call.outputs)):
             continue  # no sweep goes through changes of dtype
-        inputs = list(dict.fromkeys(call.inputs.values()))
+        inputs = list(dict.fromkeys(v for p, v in call.inputs.items() if weighs or p != 1))
         places = dict.fromkeys([*inputs, *call.outputs], ONE_SAMPLE)
         closed = local(call, inputs, places)
         stacks = [x(3, *output.tensor.shape) for output in call.outputs]
         arguments = [value.tensor.detach().requires_grad_() for value in inputs]
-        position = {p: inputs.index(value) for p, value in call.inputs.items()}
+        position = {p: inputs.index(value) for p, value in call.inputs.items() if value in inputs}
         given = [arguments[position[p]] if p in position else a for p, a in enumerate(call.arguments)]
         results = torch.utils._pytree.tree_leaves(call.again(given))
         with loops_allowed():

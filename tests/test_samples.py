@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cases import x
+from hesse.evaluation import evaluated
 from hesse.explore import explore
 from hesse.problem import from_function
 from hesse.tape.samples import ONE_SAMPLE, Samples, chosen, differs, found, noticed, perturbed
@@ -90,8 +91,13 @@ def test_the_samples_of_other_scales_do_not_hide_one():
     assert noticed(before, after, Samples(4, 0), which)
 
 
+def explored(problem):
+    with evaluated(problem, recorded=True) as evaluation:
+        return explore(problem, evaluation)
+
+
 def places(problem):
-    return list(explore(from_function(problem.closure, problem.tensors), layers=True).samples.values())
+    return list(explored(from_function(problem.closure, problem.tensors)).samples.values())
 
 
 N = 5
@@ -149,11 +155,11 @@ def test_a_branch_on_values_is_one_sample():
         return squares(hidden.sin() if len(calls) == 1 else hidden.exp())
 
     data = x(N, 3)
-    explored = explore(from_function(func, (x(2, 3),)), layers=True)
-    assert list(explored.samples.values()) == [ONE_SAMPLE]
+    assert list(explored(from_function(func, (x(2, 3),))).samples.values()) == [ONE_SAMPLE]
 
 
 def test_no_layers_no_samples():
     problem = from_function(lambda p: p.pow(3).sum(), x(4))
-    assert explore(problem, layers=True).samples == {}
-    assert explore(problem, layers=False).samples == {}
+    assert explored(problem).samples == {}
+    with evaluated(problem) as evaluation:
+        assert explore(problem, evaluation).samples == {}

@@ -127,7 +127,7 @@ def alone(monkeypatch):
 
 def trusting(monkeypatch):
     """Every Hessian is taken to be symmetric."""
-    monkeypatch.setattr("hesse.gradient._custom_functions", lambda value: set())
+    monkeypatch.setattr("hesse.evaluation._custom_functions", lambda value: set())
 
 
 def normed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,10 @@ from hesse.blocks import CannotSweep
 from hesse.certificate import Certificate, certify
 from hesse.cost import Meter
 from hesse.errors import BudgetError, CertificateWarning, NonFiniteWarning, warn
+from hesse.evaluation import evaluated, require_deterministic, value_of
 from hesse.explore import explore
 from hesse.finite import first_non_finite
-from hesse.gradient import (
-    Gradient,
-    evaluated,
-    require_deterministic,
-)
+from hesse.gradient import Gradient, require_influence
 from hesse.methods import dense, sweep, taps
 from hesse.planning import Plan
 from hesse.probe import Probe
@@ -81,16 +78,14 @@ def answer(
             f"the memory budget is {show(budget.total)}; {_LESS_THAN[question]}, or raise memory="
         )
     progress = Progress(options.progress)
-    with random_state_kept(), progress, _measured(problem, whole is None, strict, create_graph) as meter:
-        trouble = first_non_finite(problem, meter.gradient)
+    with random_state_kept(), progress, _looked_at(problem, whole is None, strict, create_graph) as gradient:
+        trouble = first_non_finite(problem, gradient)
         if trouble:
             warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
         check = options.check and not trouble
-        workspace = budget.left() - size
-        plan = planning.make(
-            question, problem, meter, options.method, workspace, check, _refused(whole), brief=True
-        )
-        work = _Work(question, problem, meter, workspace, progress, create_graph)
+        meter = Meter(gradient, budget, size)
+        plan = planning.make(question, problem, meter, options.method, check, _refused(whole), brief=True)
+        work = _Work(question, problem, meter, progress, create_graph)
         parts, certificate, plan = work.certified(plan, check)
     passes = progress.done + (certificate.probes if certificate else 0)
     value = pack(parts)
@@ -103,22 +98,35 @@ def plan_for(question: str, problem: Problem, options: Options) -> Plan:
     """The plan for "hessian", "blocks" or "diagonal", without the answer."""
     whole = _whole(question, problem, options.method, create_graph=False)
     budget = Budget(options.memory, problem.tensors[0].device)
-    with random_state_kept(), _measured(problem, structure=True) as meter:
-        workspace = max(0, budget.left() - planning.answer_bytes(question, problem))
-        return planning.make(
-            question, problem, meter, options.method, workspace, options.check, _refused(whole)
-        )
+    with random_state_kept(), _looked_at(problem, structure=True) as gradient:
+        meter = Meter(gradient, budget, planning.answer_bytes(question, problem))
+        return planning.make(question, problem, meter, options.method, options.check, _refused(whole))
 
 
 @contextmanager
-def _measured(
+def _looked_at(
     problem: Problem, structure: bool, strict: bool = False, create_graph: bool = False
-) -> Iterator[Meter]:
-    """The gradient, after a first look that found its `structure` if that is of interest, and its time."""
-    first = explore(problem, layers=structure)
-    with evaluated(problem, strict, create_graph, first if structure else None) as gradient:
-        require_deterministic(first.value, gradient.value)
-        yield Meter(gradient, first.seconds)
+) -> Iterator[Gradient]:
+    """The gradient, after a first look that found its `structure` if that is of interest.
+
+    The function is evaluated at the point twice. The second time is only for its value, unless the graph of
+    the first one may hold what had to be put back for the look.
+    """
+    with ExitStack() as held:
+        evaluation = held.enter_context(evaluated(problem, strict, create_graph, structure))
+        found = explore(problem, evaluation)
+        value = evaluation.value.detach()
+        if found.changed:
+            held.close()
+            evaluation = held.enter_context(evaluated(problem, strict, create_graph, structure))
+            again = evaluation.value
+        else:
+            again = value_of(problem, create_graph)
+        require_deterministic(value, again)
+        gradient = Gradient(evaluation, found)
+        if strict:
+            require_influence(problem, gradient)
+        yield gradient
 
 
 def _refused(whole: str | None) -> dict[str, str]:
@@ -145,12 +153,11 @@ _LESS_THAN = {
 
 @dataclass(frozen=True)
 class _Work:
-    """A question to a gradient, with what its answer may use: `workspace` bytes beside itself."""
+    """A question to a gradient."""
 
     question: str
     problem: Problem
     meter: Meter
-    workspace: int
     progress: Progress
     create_graph: bool
 
@@ -189,7 +196,7 @@ class _Work:
         return dense.ways(self.question, self.gradient)
 
     def _plan(self, method: str, check: bool, refused: Mapping[str, str]) -> Plan:
-        return planning.make(self.question, self.problem, self.meter, method, self.workspace, check, refused)
+        return planning.make(self.question, self.problem, self.meter, method, check, refused)
 
     def _stands(self, certificate: Certificate) -> bool:
         """Is there nothing that another way could do better?"""
@@ -226,10 +233,10 @@ class _Work:
         """The planned tensors by the plan's method, all others by one product per coordinate."""
         known: Mapping[Any, Tensor] = {}
         probes: list[Probe] = []
-        layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
-        if layers:
+        if plan.by("taps"):
+            layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
             answer = taps.answer_to(self.question, layers, check)
-            taps.run(answer, layers, self.gradient, self.workspace, self.progress)
+            taps.run(answer, layers, self.gradient, self.meter.workspace, self.progress)
             known = answer.parts()
             probes = answer.probes()
         if plan.by("sweep"):
@@ -238,7 +245,7 @@ class _Work:
             self.question,
             self.gradient,
             way,
-            self._chunk_limit() if set(self.gradient.curved) - plan.by("sweep") else 1,
+            self._chunk_limit() if self.gradient.curved_beside(plan.by("sweep")) else 1,
             self.progress,
             self.create_graph,
             check,
@@ -262,4 +269,4 @@ class _Work:
         curved = [self.gradient.parts[i] for i in self.gradient.curved]
         column = bytes_per_column([part for part in curved if part is not None])
         # A row exists twice for a moment: as the pass returns it and in the answer's layout.
-        return self.workspace // max(1, column + 2 * row)
+        return self.meter.workspace // max(1, column + 2 * row)

@@ -5,16 +5,17 @@ The curvature over the values u, w, ... that the loss is still a function of is 
 $$K_{uw} = \frac{\partial^2 L}{\partial u\,\partial w} = \sum_{\text{terms}} U_u^T\, C\, U_w,$$
 
 each with columns $U_u$ for every value that it knows of, and a core $C$ that they share. To take a value
-out of the sum is to pull its columns back to the inputs of the call that made it; a core never changes.
-Samples do not touch, so they share a column: a stack of columns is [rank, *shape of u], and there is one
-core for every sample. A term is low rank, or dense (`Unit` columns), or has columns of one element
-each (`Diagonal`).
+out of the sum is to pull its columns back to the inputs of the call that made it. Samples do not touch, so
+they share a column: a stack of columns is [rank, *shape of u], and there is one core for every sample. A term
+is low rank (`Factor`), or dense (a `Factor` whose columns are `Unit`), has columns of one element each
+(`Diagonal`), or is a product of two arguments' columns, $L_u^T R_w + R_u^T L_w$ (`Cross`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -34,22 +35,63 @@ class Unit:
     start: int = 0
 
 
+Columns = dict[Value, Tensor | Unit]
+"""A stack of columns [rank, *shape] for every value that is known of."""
+
+
 @dataclass(eq=False)
 class Factor:
-    """A term with stacks of columns.
+    """A term `K_uw = U_uᵀ C U_w`.
 
     Attributes:
-        core: [N, rank, rank] and symmetric, or its diagonal [N, rank].
-        columns: a stack [rank, *shape] for every value.
+        core: C, [N, rank, rank] and symmetric, or its diagonal [N, rank].
+        columns: U.
     """
 
     core: Tensor
-    columns: dict[Value, Tensor | Unit]
+    columns: Columns
 
     @property
     def rank(self) -> int:
         """Number of columns."""
         return self.core.shape[1]
+
+    @property
+    def values(self) -> Collection[Value]:
+        """What it knows of."""
+        return self.columns
+
+    def forget(self, values: Iterable[Value]) -> bool:
+        """Leave values out; is anything left?"""
+        for value in values:
+            self.columns.pop(value, None)
+        return bool(self.columns)
+
+
+@dataclass(eq=False)
+class Cross:
+    """A term `K_uw = L_uᵀ R_w + R_uᵀ L_w`.
+
+    Attributes:
+        rank: number of columns on either side.
+        left: L; `right`: R.
+    """
+
+    rank: int
+    left: Columns
+    right: Columns
+
+    @property
+    def values(self) -> Collection[Value]:
+        """What it knows of."""
+        return self.left | self.right
+
+    def forget(self, values: Iterable[Value]) -> bool:
+        """Leave values out; is anything left?"""
+        for value in values:
+            self.left.pop(value, None)
+            self.right.pop(value, None)
+        return bool(self.left and self.right)
 
 
 @dataclass(eq=False)
@@ -64,10 +106,27 @@ class Diagonal:
     core: Tensor
     scales: dict[Value, Tensor | None]
 
+    @property
+    def values(self) -> Collection[Value]:
+        """What it knows of."""
+        return self.scales
+
+    def forget(self, values: Iterable[Value]) -> bool:
+        """Leave values out; is anything left?"""
+        for value in values:
+            self.scales.pop(value, None)
+        return bool(self.scales)
+
+    def between(self, u: Value, w: Value) -> Tensor:
+        """What is on the diagonal of the block of two values."""
+        return times(times(self.core, self.scales[u]), self.scales[w])
+
     def own(self, value: Value) -> Tensor:
-        """The block of a value by itself."""
-        scale = self.scales[value]
-        return _times(_times(self.core, scale), scale)
+        """What is on the diagonal of the block of a value by itself."""
+        return self.between(value, value)
+
+
+Term = Factor | Cross | Diagonal
 
 
 @dataclass(eq=False)
@@ -79,12 +138,17 @@ class Block:
         diagonal: a part that is diagonal, of the value's shape.
         dense: a part [N, f, f] over the value's f coordinates.
         factors: parts of low rank: a core, and a stack of columns.
+        crosses: parts `LᵀR + RᵀL`: stacks L and R.
     """
 
     samples: Samples
     diagonal: Tensor | None = None
     dense: Tensor | None = None
     factors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    crosses: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+Apply = Callable[[Tensor], Tensor]
 
 
 def crowded(rank: int, widths: Sequence[int]) -> bool:
@@ -112,13 +176,13 @@ class Curvature:
 
     def __init__(self, samples: Mapping[Value, Samples]) -> None:
         self.samples = samples
-        self.terms: list[Factor | Diagonal] = []
+        self.terms: list[Term] = []
 
     def width(self, value: Value) -> int:
         """Coordinates of one sample."""
         return value.tensor.numel() // self.samples[value].count
 
-    def add(self, term: Factor | Diagonal) -> None:
+    def add(self, term: Term) -> None:
         """Add a term; a diagonal joins one that is there at the same value."""
         if isinstance(term, Diagonal) and len(term.scales) == 1:
             (value,) = term.scales
@@ -128,10 +192,10 @@ class Curvature:
                     return
         self.terms.append(term)
 
-    def remove(self, values: Iterable[Value]) -> list[Factor | Diagonal]:
+    def remove(self, values: Iterable[Value]) -> list[Term]:
         """Take away the terms that know of one of the values, and return them."""
-        gone = [t for t in self.terms if any(v in _known(t) for v in values)]
-        self.terms = [t for t in self.terms if not any(t is other for other in gone)]
+        gone = [term for term in self.terms if any(value in term.values for value in values)]
+        self.terms = [term for term in self.terms if not any(term is other for other in gone)]
         return gone
 
     def at(self, value: Value) -> Block:
@@ -142,9 +206,12 @@ class Curvature:
             if isinstance(term, Diagonal):
                 if value in term.scales:
                     block.diagonal = _sum(block.diagonal, term.own(value))
-                continue
-            columns = term.columns.get(value)
-            if isinstance(columns, Unit):
+            elif isinstance(term, Cross):
+                if value in term.left and value in term.right:
+                    sides = term.left[value], term.right[value]
+                    left, right = (self.stack(value, columns, term.rank) for columns in sides)
+                    block.crosses.append((left, right))
+            elif isinstance(columns := term.columns.get(value), Unit):
                 own = self._own(value, columns)
                 if term.core.dim() == 3:
                     block.dense = _sum(block.dense, term.core[:, own, own])
@@ -169,126 +236,192 @@ class Curvature:
         """A diagonal term as one with stacks."""
         place = self.samples[next(iter(term.scales))]
         core = place.flat(term.core)
-        columns: dict[Value, Tensor | Unit] = {}
+        columns: Columns = {}
         for value, scale in term.scales.items():
             columns[value] = Unit()
             if scale is not None:
                 columns[value] = self.stack(value, Unit(), core.shape[1]) * scale
         return Factor(core, columns)
 
-    def whole(self, term: Factor | Diagonal) -> bool:
-        """Is the term a dense block over all values that it knows of?"""
+    def is_dense(self, term: Term, repeated: bool = False) -> bool:
+        """Is the term a dense block over all values that it knows of?
+
+        `repeated`: also where several values have the same coordinates, as the terms of a sum have.
+        """
         return (
             isinstance(term, Factor)
             and term.core.dim() == 3
             and all(isinstance(columns, Unit) for columns in term.columns.values())
-            and sum(map(self.width, term.columns)) == term.rank
+            and (repeated or sum(map(self.width, term.columns)) == term.rank)
         )
 
-    def moved(
-        self, term: Factor, v: Value, u: Value, right: Callable[[Tensor], Tensor], left: Callable[[Tensor], Tensor]
-    ) -> Factor:
+    def both_sides(self, term: Factor, v: Value, u: Value, right: Apply, left: Apply) -> Factor:
         """A dense term with the Jacobian J of v by u applied: `Jᵀ K_vv J`, and `K_wv J` for other values w.
 
-        `right` multiplies a block by J, `left` by its transpose.
+        `right` multiplies a block by J, `left` by its transpose. The core is overwritten where it may be.
         """
-        old = {w: self._own(w, start) for w, start in term.columns.items() if isinstance(start, Unit)}
-        pulled = right(term.core[:, :, old[v]])
-        square = left(pulled[:, old[v]])
-        del old[v]
+        old = {w: self._own(w, unit) for w, unit in term.columns.items()}
+        own = old.pop(v)
+        if old and u not in old and self.width(u) == self.width(v) and self.is_dense(term):
+            _put(term.core[:, :, own], right(term.core[:, :, own]))
+            _put(term.core[:, own], left(term.core[:, own]))
+            term.columns[u] = term.columns.pop(v)
+            return term
+        side = right(term.core[:, :, own])
+        square = contiguous(left(side[:, own]))
+        starts, width = self._starts([*old, u])
         if not old:
-            return Factor(square, {u: Unit()})
-        starts, start = {}, 0
-        for w in dict.fromkeys((*old, u)):
-            starts[w], start = Unit(start), start + self.width(w)
-        core = pulled.new_zeros(len(pulled), start, start)
+            return Factor(square, starts)
         new = {w: self._own(w, unit) for w, unit in starts.items()}
+        core = side.new_empty(len(side), width, width)
         for w in old:
             for x in old:
                 core[:, new[w], new[x]] = term.core[:, old[w], old[x]]
         for w in old:
-            core[:, new[w], new[u]] += pulled[:, old[w]]
-            core[:, new[u], new[w]] += pulled[:, old[w]].transpose(1, 2)
-        core[:, new[u], new[u]] += square
-        return Factor(core, dict(starts))
+            part = side[:, old[w]]
+            if u in old:
+                core[:, new[w], new[u]] += part
+                core[:, new[u], new[w]] += contiguous(part.transpose(1, 2))
+            else:
+                core[:, new[w], new[u]] = part
+                core[:, new[u], new[w]] = contiguous(part.transpose(1, 2))
+        if u in old:
+            core[:, new[u], new[u]] += square
+        else:
+            core[:, new[u], new[u]] = square
+        return Factor(core, starts)
+
+    def absorb(self, term: Diagonal) -> bool:
+        """Add a diagonal to a dense term over all that it knows of, if there is one."""
+        for other in self.terms:
+            if (
+                isinstance(other, Factor)
+                and self.is_dense(other)
+                and other.columns.keys() >= term.scales.keys()
+            ):
+                for u, w in product(term.scales, repeat=2):
+                    rows, columns = (self._own(value, other.columns[value]) for value in (u, w))
+                    bend = self.samples[u].flat(term.between(u, w))
+                    other.core[:, rows, columns].diagonal(dim1=1, dim2=2).add_(bend)
+                self.terms.remove(term)
+                return True
+        return False
 
     def condense(self, growth: int) -> None:
         """Make one dense term of all where `growth` more columns would be too many."""
-        rank = growth + sum(t.rank for t in self.terms if isinstance(t, Factor))
-        alive = list(dict.fromkeys(value for term in self.terms for value in _known(term)))
-        width = sum(self.width(value) for value in alive)
+        rank = growth + sum(term.rank for term in self.terms if not isinstance(term, Diagonal))
+        alive = list(dict.fromkeys(value for term in self.terms for value in term.values))
         if crowded(rank, [self.width(value) for value in alive]):
-            starts, start = {}, 0
-            for value in alive:
-                starts[value], start = Unit(start), start + self.width(value)
-            core = self._dense(starts, width)
-            self.terms = [Factor(core, dict(starts))]
+            starts, width = self._starts(alive)
+            self.terms = [Factor(self._dense(alive, width), starts)]
 
     def require_samples(self) -> None:
         """Raise where curvature has come to a value in which samples are joined."""
         count = max((place.count for place in self.samples.values()), default=1)
         for term in self.terms:
-            for value in _known(term):
+            for value in term.values:
                 if self.samples[value].count < count:
                     raise CannotSweep("the loss is not a sum over samples")
 
-    def _dense(self, starts: Mapping[Value, Unit], width: int) -> Tensor:
-        """All terms as one matrix per sample, over the values from their starts on."""
+    def _starts(self, values: Iterable[Value]) -> tuple[Columns, int]:
+        """Values one after the other, each once; and how wide they are together."""
+        starts: Columns = {}
+        width = 0
+        for value in dict.fromkeys(values):
+            starts[value], width = Unit(width), width + self.width(value)
+        return starts, width
+
+    def _dense(self, values: Sequence[Value], width: int) -> Tensor:
+        """All terms as one matrix per sample, over the values one after the other; may overwrite cores."""
         blocks: dict[tuple[Value, Value], Tensor] = {}
-        for term in sorted(self.terms, key=lambda term: isinstance(term, Diagonal)):
-            values = sorted(_known(term), key=lambda value: starts[value].start)
-            for i, u in enumerate(values):
-                if isinstance(term, Factor):
-                    left = self._left(term, u)
-                    for w in values[i:]:
-                        blocks[u, w] = _sum(blocks.get((u, w)), self._right(left, term, w))
-                    continue
-                for w in values[i:]:
-                    block = blocks.get((u, w))
-                    bend = _times(_times(term.core, term.scales[u]), term.scales[w])
-                    bend = self.samples[u].flat(bend)
-                    if block is None:
-                        blocks[u, w] = torch.diag_embed(bend)
-                    else:
+        for term in sorted(
+            self.terms, key=lambda term: (isinstance(term, Diagonal), not self.is_dense(term))
+        ):
+            known = [value for value in values if value in term.values]
+            for i, u in enumerate(known):
+                if isinstance(term, Diagonal):
+                    for w in known[i:]:
+                        bend = self.samples[u].flat(term.between(u, w))
+                        block = blocks.setdefault((u, w), torch.diag_embed(torch.zeros_like(bend)))
                         block.diagonal(dim1=1, dim2=2).add_(bend)
-        if len(starts) == 1:
+                    continue
+                for rows, columns in self._rows(term, u):
+                    for w in known[i:]:
+                        if w in columns:
+                            self._accumulate(blocks, (u, w), rows, columns[w], self.is_dense(term))
+        if len(values) == 1:
             (total,) = blocks.values()
             return total
         some = next(iter(blocks.values()))
         total = some.new_zeros(len(some), width, width)
+        starts, _ = self._starts(values)
+        own = {w: self._own(w, unit) for w, unit in starts.items()}
         for (u, w), block in blocks.items():
-            rows, columns = self._own(u, starts[u]), self._own(w, starts[w])
-            total[:, rows, columns] = block
-            total[:, columns, rows] = block.transpose(1, 2)
+            total[:, own[u], own[w]] = block
+            total[:, own[w], own[u]] = block.transpose(1, 2)
         return total
 
-    def _left(self, term: Factor, value: Value) -> Tensor:
-        """Columns of a value times the core, [N, f, rank]."""
+    def _rows(self, term: Factor | Cross, value: Value) -> Iterator[tuple[Tensor, Columns]]:
+        """What multiplies which columns from the left in the blocks of a value: [N, f, rank]."""
+        if isinstance(term, Cross):
+            for one, other in ((term.left, term.right), (term.right, term.left)):
+                if value in one:
+                    yield self._by_sample(value, self.stack(value, one[value], term.rank)), other
+            return
         columns = term.columns[value]
         if isinstance(columns, Unit):
             core = term.core if term.core.dim() == 3 else torch.diag_embed(term.core)
-            return core[:, self._own(value, columns)]
-        by_sample = self.samples[value].flat(columns, 1).permute(1, 2, 0)
-        return by_sample * term.core.unsqueeze(1) if term.core.dim() == 2 else by_sample @ term.core
+            yield core[:, self._own(value, columns)], term.columns
+        else:
+            rows = self._by_sample(value, columns)
+            yield rows * term.core.unsqueeze(1) if term.core.dim() == 2 else rows @ term.core, term.columns
 
-    def _right(self, left: Tensor, term: Factor, value: Value) -> Tensor:
-        """What `_left` gave times the columns of a value."""
-        columns = term.columns[value]
+    def _accumulate(
+        self,
+        blocks: dict[tuple[Value, Value], Tensor],
+        pair: tuple[Value, Value],
+        rows: Tensor,
+        columns: Tensor | Unit,
+        own: bool,
+    ) -> None:
+        """Add rows times columns to the block of a pair; `own`: a block of rows may be overwritten later."""
+        value, block = pair[1], blocks.get(pair)
         if isinstance(columns, Unit):
-            return left[:, :, self._own(value, columns)]
-        return left @ self.samples[value].flat(columns, 1).transpose(0, 1)
+            part = rows[:, :, self._own(value, columns)]
+            blocks[pair] = (part if own else part.clone()) if block is None else block.add_(part)
+            return
+        matrix = self.samples[value].flat(columns, 1).transpose(0, 1)
+        blocks[pair] = rows @ matrix if block is None else block.baddbmm_(rows, matrix)
 
-    def _own(self, value: Value, unit: Unit) -> slice:
+    def _by_sample(self, value: Value, stack: Tensor) -> Tensor:
+        return self.samples[value].flat(stack, 1).permute(1, 2, 0)
+
+    def _own(self, value: Value, unit: Tensor | Unit) -> slice:
+        """Which columns are a value's own coordinates."""
+        assert isinstance(unit, Unit)
         return slice(unit.start, unit.start + self.width(value))
-
-
-def _known(term: Factor | Diagonal) -> Mapping[Value, object]:
-    return term.columns if isinstance(term, Factor) else term.scales
 
 
 def _sum(one: Tensor | None, other: Tensor) -> Tensor:
     return other if one is None else one + other
 
 
-def _times(one: Tensor, other: Tensor | None) -> Tensor:
+def _put(part: Tensor, block: Tensor) -> None:
+    """Write a block where it may lie already."""
+    if part.data_ptr() != block.data_ptr() or part.stride() != block.stride():
+        part.copy_(block)
+
+
+def contiguous(block: Tensor) -> Tensor:
+    """A large block [N, f, k] in order; torch copies one transposed matrix faster than a stack of them."""
+    if block.is_contiguous() or block[0].numel() < 1 << 16:
+        return block
+    copy = torch.empty(block.shape, dtype=block.dtype, device=block.device)
+    for to, matrix in zip(copy, block, strict=True):
+        to.copy_(matrix)
+    return copy
+
+
+def times(one: Tensor, other: Tensor | None) -> Tensor:
+    """The product, where None is one."""
     return one if other is None else one * other

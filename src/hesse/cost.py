@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
 from hesse.gradient import Gradient
 from hesse.runtime.graph import Spans, made
-from hesse.runtime.memory import bytes_per_column
+from hesse.runtime.memory import Budget, bytes_per_column
 from hesse.tape.flops import flops
 
 
@@ -74,33 +74,66 @@ class Rates:
 
 CPU = Rates()
 CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=6e-4, pull=1e-4, carry=5e12)
-_EVER = 1 << 61
 CHUNK = 128  # columns in a batch, as they are found to be best for most functions
 
 
 class Meter:
-    """Costs of passes over the graph of a gradient."""
+    """What work on a gradient costs, and the memory it may use.
 
-    def __init__(self, gradient: Gradient, seconds: float) -> None:
-        """`seconds`: of one evaluation with its gradient; 0 where it was not timed."""
+    What passes over the gradient's graph cost is found where they are asked for, and with it the graph.
+    """
+
+    def __init__(self, gradient: Gradient, budget: Budget, answer: int) -> None:
+        """`answer`: bytes of the budget that are set aside."""
         self.gradient = gradient
-        self._spans = Spans(gradient.outputs)
-        done = sorted((made(call.outputs[0].edge.node), flops(call)) for call in gradient.calls)
-        self._times = [time for time, _ in done]
-        self._flops = [0, *accumulate(operations for _, operations in done)]
-        self._forward = made(gradient.value.grad_fn)
         self.rates = (CUDA if gradient.value.is_cuda else CPU).at(gradient.value.dtype.itemsize)
-        count, moved = self._spans.between(0, _EVER)
+        self._budget, self._answer = budget, answer
+
+    @property
+    def left(self) -> int:
+        """Bytes that are left beside the answer."""
+        return max(0, self._budget.left() - self._answer)
+
+    @cached_property
+    def workspace(self) -> int:
+        """Bytes that are left beside the answer and the gradient's graph."""
+        _ = self.gradient.parts
+        return self.left
+
+    @cached_property
+    def _spans(self) -> Spans:
+        """The graph of the gradient, that of the function included."""
+        return Spans(self.gradient.outputs)
+
+    @cached_property
+    def _own_spans(self) -> Spans:
+        """The graph of the function alone."""
+        return Spans([self.gradient.value])
+
+    @cached_property
+    def _forward(self) -> int:
+        return made(self.gradient.value.grad_fn)
+
+    @cached_property
+    def _done(self) -> tuple[Sequence[int], Sequence[int]]:
+        """When the calls were made, and the operations of those before each."""
+        done = sorted((made(call.outputs[0].edge.node), flops(call)) for call in self.gradient.calls)
+        return [time for time, _ in done], [0, *accumulate(operations for _, operations in done)]
+
+    @cached_property
+    def _scale(self) -> float:
+        """How much slower this machine is at this function."""
+        count, moved = self._own_spans.between(0, self._forward)
+        calls, operations = self._done
         predicted = (
             self.rates.start
-            + len(done) * self.rates.call
-            + count / 2 * self.rates.node  # half of the nodes belong to the gradient's own graph
-            + moved / 2 / self.rates.move
-            + 3 * self._flops[-1] / self.rates.multiply
+            + len(calls) * self.rates.call
+            + count * self.rates.node
+            + moved / self.rates.move
+            + 3 * operations[-1] / self.rates.multiply
         )
         # The square root: of a small function, the gradient's time says as much of Python as of the passes.
-        self._seconds = seconds
-        self._scale = min(2.0, max(0.5, math.sqrt(seconds / predicted))) if seconds else 1.0
+        return min(2.0, max(0.5, math.sqrt(self.gradient.found.seconds / predicted)))
 
     @cached_property
     def column(self) -> int:
@@ -110,21 +143,27 @@ class Meter:
     @property
     def preparation(self) -> Cost:
         """What comes before the first product, whatever the method: some evaluations with their gradients."""
-        return Cost(seconds=4 * self._seconds)
+        return Cost(seconds=3 * self.gradient.found.seconds)
 
     def products(self, columns: int, first: int, last: int, bytes_: int, limit: int = CHUNK) -> Cost:
         """Products with the derivative of a gradient made at `last` by a place made at `first`."""
-        return self._passes(columns, first, last, 2, bytes_, limit)
+        return self._passes(columns, first, last, self._spans, 2, bytes_, limit)
 
     def backwards(self, columns: int, first: int, last: int, bytes_: int) -> Cost:
         """Passes over the graph of the function alone."""
-        return self._passes(columns, first, last, 1, bytes_, CHUNK)
+        return self._passes(columns, first, last, self._own_spans, 1, bytes_, CHUNK)
 
-    def _passes(self, columns: int, first: int, last: int, times: int, bytes_: int, limit: int) -> Cost:
-        count, moved = self._spans.between(first, last)
-        start = bisect_left(self._times, first)
-        stop = bisect_left(self._times, min(last, self._forward) + 1)
-        operations = times * (self._flops[stop] - self._flops[start])
+    def least(self, columns: int, first: int) -> Cost:
+        """What products with the derivative by a place made at `first` take at least."""
+        return self.backwards(columns, first, self._forward, 0)
+
+    def _passes(
+        self, columns: int, first: int, last: int, spans: Spans, times: int, bytes_: int, limit: int
+    ) -> Cost:
+        count, moved = spans.between(first, last)
+        calls, done = self._done
+        start, stop = bisect_left(calls, first), bisect_left(calls, min(last, self._forward) + 1)
+        operations = times * (done[stop] - done[start])
         batches = -(-columns // limit) + (columns > 32 < limit)  # the first ones are smaller
         each = self.rates.node if limit == 1 else self.rates.batch
         seconds = batches * count * each + columns * (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,17 +11,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from hesse.gradient import Gradient, evaluate
+from hesse.evaluation import evaluate
+from hesse.gradient import Gradient
 from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Are all elements finite? By the extremes (NaN wins both), without a mask the size of the tensor."""
-    if not tensor.numel():
+    """Are all elements finite? By their sum, and by the extremes (NaN wins both) where that overflows."""
+    if math.isfinite(tensor.detach().sum().item()):
         return True
-    low, high = torch.aminmax(tensor.detach())
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor.detach()))
 
 
 def first_non_finite(problem: Problem, gradient: Gradient) -> str | None:
@@ -33,7 +34,7 @@ def first_non_finite(problem: Problem, gradient: Gradient) -> str | None:
             evaluate(problem, problem.leaves(), watch)
         where = f", first in the result of {finder.first}" if finder.first else ""
         return f"the value of func is {_kind(gradient.value)}{where}"
-    for name, part in zip(problem.names, gradient.parts, strict=True):
+    for name, part in zip(problem.names, gradient.plain, strict=True):
         if part is not None and not is_finite(part):
             return f"the gradient by {name} holds {_kind(part)}, though the value is finite"
     return None

@@ -95,7 +95,19 @@ class Entry(ABC):
 
     def factor(self, core: Tensor, columns: Tensor) -> Tensor:
         """The diagonal of `Jᵀ Uᵀ C U J`: squared gradients, weighted by the eigenvalues of C."""
+        if core.dim() == 3 and self.size < 16 * len(columns):  # which would take longer than what they save
+            return self.cross(columns, self._times(core, columns))
         return torch.stack([weights @ g.square_() for weights, g in self._weighted(core, columns)]).sum(0)
+
+    def _times(self, core: Tensor, columns: Tensor) -> Tensor:
+        """C U, as columns [r, *result]."""
+        return self.place.back(applied(core, self.place.first(columns, 1)), 1)
+
+    def cross(self, left: Tensor, right: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ Lᵀ R J`."""
+        chunks = zip(left.split(self._chunk), right.split(self._chunk), strict=True)
+        products = [(self.gradients(one) * self.gradients(other)).sum((0, 1)) for one, other in chunks]
+        return sum(products[1:], products[0])
 
     def _weighted(self, core: Tensor, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Gradients by w [m, size] for columns in which C is diagonal, each with what is on it."""
@@ -118,6 +130,13 @@ class Entry(ABC):
             else:
                 u = self.layout(columns)
                 dense.append(torch.einsum("rnf,rng->nfg", applied(core, u), u))
+        for left, right in block.crosses:
+            if len(left) < self.positions:
+                one, other = (self.gradients(side).reshape(-1, self.size) for side in (left, right))
+                parts.append(one.T @ other + other.T @ one)
+            else:
+                half = torch.einsum("rnf,rng->nfg", self.layout(left), self.layout(right))
+                dense.append(half + half.transpose(1, 2))
         if block.dense is not None:
             dense.append(block.dense[:, self._order[:, None], self._order])
         if block.diagonal is not None:
@@ -138,6 +157,10 @@ class Entry(ABC):
         """`Jᵀ K J` times a direction like w."""
         w = self.forward(direction)
         total = torch.zeros_like(w)
+        for sides in block.crosses:
+            left, right = map(self.layout, sides)
+            for one, other in ((left, right), (right, left)):
+                total += torch.einsum("rnf,rn->nf", one, torch.einsum("rnf,nf->rn", other, w))
         for core, columns in block.factors:
             u = self.layout(columns)
             along = applied(core, torch.einsum("rnf,nf->rn", u, w).unsqueeze(2)).squeeze(2)
@@ -165,6 +188,7 @@ class Entry(ABC):
     def diagonal(self, block: Block) -> Tensor:
         """The diagonal of `Jᵀ K J`, like w."""
         parts = [self.factor(core, columns).view(self.shape) for core, columns in block.factors]
+        parts += [2 * self.cross(left, right).view(self.shape) for left, right in block.crosses]
         if block.diagonal is not None:
             parts.append(self.squares(block.diagonal))
         if block.dense is not None:
@@ -199,10 +223,16 @@ class LayerEntry(Entry):
         """By pairs of positions, where those are fewer than columns."""
         if self._layer.positions > len(columns):
             return super().factor(core, columns)
-        z = self._layer.layout(columns)
+        return self.cross(columns, self._times(core, columns))
+
+    def cross(self, left: Tensor, right: Tensor) -> Tensor:
+        """Likewise."""
+        if self._layer.positions > len(left):
+            return super().cross(left, right)
+        one, other = self._layer.layout(left), self._layer.layout(right)
         if self._layer.positions == 1:
-            return self._by_output((z * applied(core, z)).sum(0).squeeze(1))
-        return self._by_pairs(torch.einsum("rntgo,rnsgo->ngots", z, applied(core, z)))
+            return self._by_output((one * other).sum(0).squeeze(1))
+        return self._by_pairs(torch.einsum("rntgo,rnsgo->ngots", one, other))
 
     def dense(self, core: Tensor) -> Tensor:
         """The blocks of every output by itself, over pairs of positions."""

@@ -185,7 +185,6 @@ def make(
     problem: Problem,
     meter: Meter,
     method: str | Plan,
-    workspace: int,
     check: bool,
     refused: Mapping[str, str] | None = None,
     brief: bool = False,
@@ -195,9 +194,8 @@ def make(
     Args:
         question: "hessian", "blocks" or "diagonal".
         problem: the problem.
-        meter: holds its gradient.
+        meter: holds its gradient, and what may be used.
         method: what the caller asked for.
-        workspace: bytes that the answer's making may use beside the answer.
         check: count the check.
         refused: methods that are out of the question, and why.
         brief: do not look into methods that could hardly save the time of the look.
@@ -206,16 +204,19 @@ def make(
     gradient = meter.gradient
     size = answer_bytes(question, problem)
     found: dict[str, _Option | str] = dict(refused or {})
+    settled = False
     for other in METHODS:
         if other not in found:
             sought = name in ("auto", "sweep", other) or other == "dense"
             planned = method.by(other) if isinstance(method, Plan) else None
-            if brief and name == "auto" and _settles(found.get("sweep"), meter, workspace):
-                found[other] = "not looked into: the sweep takes hardly longer than a look"
-            elif sought:
-                found[other] = _OPTIONS[other](question, problem, meter, workspace, planned)
+            if settled and name == "auto":
+                found[other] = "not looked into: it could hardly save the time of the look"
+            elif sought and not settled:
+                found[other] = _OPTIONS[other](question, problem, meter, planned)
             else:
                 found[other] = "not asked for"
+        if brief and name in ("auto", other):
+            settled |= _settles(found[other], meter, asked=name == other)
     options = {way: option for way, option in found.items() if isinstance(option, _Option)}
     if isinstance(method, Plan):
         missing = method.by(name) - options[name].shares.keys() if name in options else method.by(name)
@@ -229,7 +230,8 @@ def make(
     seconds = {
         way: (meter.preparation + option.cost + checks[way]).seconds for way, option in options.items()
     }
-    fitting = [way for way in options if options[way].cost.bytes <= workspace] or ["dense"]
+    # Only where the choice is settled, the gradient's graph is not there.
+    fitting = [way for way in options if settled or options[way].cost.bytes <= meter.workspace] or ["dense"]
     # A method that is asked for and does not apply gives way to the best that does.
     best = name if name in options else min(fitting, key=seconds.__getitem__)
     chosen = options[best]
@@ -255,32 +257,32 @@ def make(
     )
 
 
-def _settles(option: _Option | str | None, meter: Meter, workspace: int) -> bool:
-    """Does a method answer everything, without products, in about the time that was spent already?"""
-    return (
-        isinstance(option, _Option)
-        and not option.cost.passes
-        and option.cost.bytes <= workspace
-        and option.cost.seconds < 3 * meter.preparation.seconds
+def _settles(option: _Option | str, meter: Meter, asked: bool) -> bool:
+    """Does a method answer everything without products, and asked for, or so fast that those do not matter?
+
+    In about the time that was spent already, or in less than they take in any case.
+    """
+    if not isinstance(option, _Option) or option.cost.passes:
+        return False
+    seconds = option.cost.seconds
+    return asked or (
+        option.cost.bytes <= meter.left
+        and (seconds < 4 * meter.preparation.seconds or seconds < taps.least(meter).seconds)
     )
 
 
-def _dense(
-    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
-) -> _Option:
-    costs = dense.costs(question, meter, workspace)
+def _dense(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option:
+    costs = dense.costs(question, meter, meter.workspace)
     return _Option(
         "dense", total(costs.values()), {}, list(costs), "one product per coordinate, right for any function"
     )
 
 
-def _taps(
-    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
-) -> _Option | str:
+def _taps(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option | str:
     why_not, layers = taps.usable(question, meter.gradient)
     if why_not:
         return why_not
-    beside = dense.costs(question, meter, workspace, joined=True)
+    beside = dense.costs(question, meter, meter.workspace, joined=True)
     if planned is None:
         layers = _paying(question, layers, beside, meter)
     else:
@@ -322,9 +324,7 @@ def _paying(question: str, layers: Sequence[Layer], beside: Mapping[int, Cost], 
     return kept
 
 
-def _sweep(
-    question: str, problem: Problem, meter: Meter, workspace: int, planned: Collection[int] | None
-) -> _Option | str:
+def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option | str:
     gradient = meter.gradient
     if question == "hessian":
         return "gives diagonals and blocks, not the full Hessian"
@@ -339,8 +339,8 @@ def _sweep(
     cost = meter.walk(len(way.steps), estimate.pulls, estimate.flops, estimate.peak_bytes)
     covered = way.covered if planned is None else way.covered & set(planned)
     beside: Mapping[int, Cost] = {}
-    if not covered.issuperset(gradient.curved):
-        costs = dense.costs(question, meter, workspace)
+    if not covered.issuperset(gradient.reached):
+        costs = dense.costs(question, meter, meter.workspace)
         beside = {i: cost for i, cost in costs.items() if i not in covered}
     pieces = [*(entry.leaves[0] for entry in way.probed(covered)), *beside]
     if question == "blocks":
@@ -382,15 +382,15 @@ def _check(question: str, meter: Meter, option: _Option) -> Cost:
 
 
 def _shares(problem: Problem, gradient: Gradient, chosen: _Option) -> Iterator[Share]:
-    curved = set(gradient.curved)
+    others = gradient.curved_beside(chosen.shares)
     for i, (name, tensor) in enumerate(zip(problem.names, problem.tensors, strict=True)):
-        method, why = "dense", chosen.left.get(i, gradient.apart.get(i, ""))
         if i in chosen.shares:
             method, why = chosen.method, chosen.shares[i]
-        elif i not in curved:
+        elif i not in others:
             method, why = "zero", "the function is linear in it, or does not depend on it"
-        elif chosen.method == "taps" and not why:
-            why = "no weight of a layer"
+        else:
+            unnamed = "no weight of a layer" if chosen.method == "taps" else ""
+            method, why = "dense", chosen.left.get(i) or gradient.apart.get(i, unnamed)
         yield Share(name, tensor.shape, tensor.dtype, method, why)
 
 

@@ -116,7 +116,7 @@ def run(
     """
     known = known or {}
     found = {key if isinstance(key, int) else key[0] for key in known}
-    rows_of = [i for i in gradient.curved if gradient.leaves[i].numel() and i not in found]
+    rows_of = [i for i in gradient.curved_beside(found) if gradient.leaves[i].numel()]
     answer = _ANSWERS[question](gradient, way, create_graph, rows_of, known)
     sizes = {i: gradient.leaves[i].numel() for i in rows_of}
     chunks = ChunkSize(chunk_limit if way.batched else 1, total=sum(sizes.values()))

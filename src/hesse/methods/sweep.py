@@ -19,13 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from hesse.blocks import Block, CannotSweep, Curvature, Diagonal, Unit
+from hesse.blocks import Block, CannotSweep, Columns, Cross, Curvature, Diagonal, Term, Unit
 from hesse.parameters import Entry, entries
 from hesse.probe import Probe, random_signs
 from hesse.runtime.batches import loops_allowed
@@ -175,7 +174,8 @@ def run(way: Route, take: Take) -> None:
         call = step.call
         if call.inputs:
             # A diagonal has a column for every element of it where it cannot stay a diagonal.
-            spread = [t for t in curvature.terms if isinstance(t, Diagonal) and _touches(t, call)]
+            touched = [t for t in curvature.terms if isinstance(t, Diagonal) and _touches(t, call)]
+            spread = [term for term in touched if not curvature.absorb(term)]
             curvature.condense(sum(curvature.width(next(iter(t.scales))) for t in spread))
         for entry in step.entries:
             take(entry, curvature.at(call.outputs[0]))
@@ -198,39 +198,45 @@ def _touches(term: Diagonal, call: Local) -> bool:
 def _pull_curvature(call: Local, curvature: Curvature) -> None:
     """Take the call's results out of all terms."""
     for term in curvature.remove(call.outputs):
-        if not call.inputs:  # the walk ends here, but may go on elsewhere
-            known: dict[Value, Any] = term.scales if isinstance(term, Diagonal) else term.columns
-            for value in call.outputs:
-                known.pop(value, None)
-            if known:
-                curvature.add(term)
-            continue
-        if isinstance(term, Diagonal):
-            if call.keeps(term.scales):
-                curvature.add(call.pull_diagonal(term))
-                continue
-            term = curvature.factor(term)
-        if call.copies and not any(value in term.columns for value in call.inputs):
-            (columns,) = (term.columns.pop(value) for value in call.outputs)
-            if isinstance(columns, Unit):
-                term.columns |= dict.fromkeys(call.inputs, columns)
-                curvature.add(term)
-                continue
-            term.columns[call.outputs[0]] = columns
-        if curvature.whole(term) and len(call.inputs) == len(call.outputs) == 1:
-            (u,), (v,) = call.inputs, call.outputs
-            if u in term.columns or curvature.width(u) <= curvature.width(v):
-                curvature.add(curvature.moved(term, v, u, call.pull_right, call.pull_left))
-                continue
-        stacks = [
-            curvature.stack(value, term.columns.pop(value), term.rank) if value in term.columns else None
-            for value in call.outputs
-        ]
-        for value, stack in call.pull(stacks).items():
-            if value in term.columns:
-                stack = stack + curvature.stack(value, term.columns[value], term.rank)
-            term.columns[value] = stack
-        curvature.add(term)
+        if call.inputs:
+            curvature.add(_pulled(term, call, curvature))
+        elif term.forget(call.outputs):  # it may go on elsewhere
+            curvature.add(term)
+
+
+def _pulled(term: Term, call: Local, curvature: Curvature) -> Term:
+    """A term with the inputs of a call in place of its results."""
+    if isinstance(term, Diagonal):
+        if call.keeps(term.scales):
+            return call.pull_diagonal(term)
+        term = curvature.factor(term)
+    if isinstance(term, Cross):
+        for columns in (term.left, term.right):
+            _pull_columns(columns, term.rank, call, curvature)
+        return term
+    if curvature.is_dense(term, repeated=call.thin) and len(call.inputs) == len(call.outputs) == 1:
+        (u,), (v,) = call.inputs, call.outputs
+        if u in term.columns or curvature.width(u) <= curvature.width(v):
+            return curvature.both_sides(term, v, u, call.pull_right, call.pull_left)
+    _pull_columns(term.columns, term.rank, call, curvature)
+    return term
+
+
+def _pull_columns(columns: Columns, rank: int, call: Local, curvature: Curvature) -> None:
+    """Likewise for columns, in place."""
+    given = [columns.pop(value, None) for value in call.outputs]
+    if all(c is None for c in given):
+        return
+    if call.copies and isinstance(given[0], Unit) and columns.keys().isdisjoint(call.inputs):
+        columns |= dict.fromkeys(call.inputs, given[0])
+        return
+    stacks = [
+        None if c is None else curvature.stack(value, c, rank)
+        for value, c in zip(call.outputs, given, strict=True)
+    ]
+    for value, stack in call.pull(stacks).items():
+        known = columns.get(value)
+        columns[value] = stack if known is None else stack + curvature.stack(value, known, rank)
 
 
 def diagonal(way: Route, leaves: Set[int], check: bool = True) -> tuple[dict[int, Tensor], list[Probe]]:

@@ -24,6 +24,7 @@ from hesse.runtime.batches import stacks
 from hesse.runtime.graph import made
 from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress
+from hesse.tape.samples import ONE_SAMPLE
 
 Wants = Callable[[Layer, Layer], bool]
 
@@ -89,6 +90,16 @@ def cost(question: str, layers: Sequence[Layer], meter: Meter, beside: Sequence[
             costs += [
                 _work(layer, other, question != "diagonal", meter) for other in before if other in beside
             ]
+    return total(costs)
+
+
+def least(meter: Meter) -> Cost:
+    """What products take in any case: by outputs and positions of layers, or by coordinates if fewer."""
+    gradient, costs = meter.gradient, []
+    for call in gradient.evaluation.layers:
+        samples = gradient.found.samples.get(call.order, ONE_SAMPLE)
+        columns = min(call.output.tensor.numel() // samples.count, gradient.leaves[call.weight].numel())
+        costs.append(meter.least(columns, made(call.output.edge.node)))
     return total(costs)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hesse.blocks import CannotSweep
 from hesse.errors import ArgumentError, OutputError, StructureError
-from hesse.gradient import errors_explained, evaluate
+from hesse.evaluation import errors_explained, evaluate
 from hesse.methods import approximate
 from hesse.methods.sweep import refusing
 from hesse.problem import Problem, from_function

@@ -35,7 +35,7 @@ def plan(
 ) -> Plan:
     r"""How a question would be answered, and what every method would take; nothing is answered.
 
-    The function is evaluated and differentiated once, up to four times over to find its samples and layers.
+    The function is evaluated and differentiated three or four times, to find its samples and layers.
     No second derivative is computed. Passes and memory follow from the structure; seconds are predicted
     from the operations, scaled by the time of one gradient of this function.
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hesse.errors import NonFiniteWarning, warn
-from hesse.explore import explore
+from hesse.evaluation import evaluated, require_deterministic, value_of
 from hesse.finite import first_non_finite, is_finite
-from hesse.gradient import evaluated, require_deterministic
+from hesse.gradient import Gradient, require_influence
 from hesse.problem import Problem, from_function
 from hesse.questions.trace import total
 from hesse.runtime.isolation import random_state_kept
@@ -92,12 +92,15 @@ def second_directional_derivative(
 def _product(problem: Problem, vectors: Sequence[Tensor], create_graph: bool, strict: bool) -> list[Tensor]:
     everything = range(len(vectors))
     with random_state_kept() as random_used:
-        with evaluated(problem, strict, create_graph) as gradient:
+        with evaluated(problem, strict, create_graph) as evaluation:
+            gradient = Gradient(evaluation)
+            if strict:
+                require_influence(problem, gradient)
             products = gradient.product(vectors, everything, everything, create_graph, last=True)
             # A sum is the cheapest test; if it overflows, the second test finds nothing.
             if not math.isfinite(total(products).item()) and not all(map(is_finite, products)):
                 trouble = first_non_finite(problem, gradient)
                 warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")
         if random_used():  # they may be what the function depends on (dropout)
-            require_deterministic(gradient.value, explore(problem, layers=False).value)
+            require_deterministic(gradient.value, value_of(problem))
     return products

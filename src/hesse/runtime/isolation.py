@@ -126,6 +126,11 @@ class Watch(TorchFunctionMode):
         first = self._rebound.get((id(module), name))
         self._rebound[id(module), name] = _Rebinding(module, name, first.old if first else old, new)
 
+    @property
+    def changed(self) -> bool:
+        """Was there anything to undo?"""
+        return bool(self._contents or self._rebound)
+
     def restore(self) -> None:
         """Undo what was seen, last change first."""
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from hesse.tape.convolutions import Convolution, is_convolution
 from hesse.tape.elementwise import Elementwise, Separable
 from hesse.tape.local import Local
 from hesse.tape.products import Bilinear, LinearMap, MatrixProduct
@@ -42,6 +43,8 @@ def _bilinear(call: Call, inputs: Sequence[Value]) -> type[Local]:
     live = [position for position, value in call.inputs.items() if value in inputs]
     if canonical(call.name) == "linear" and live == [0]:
         return LinearMap
+    if live == [0] and is_convolution(call):
+        return Convolution
     if call.name.strip("_") in ("matmul", "mm", "bmm") and call.spec == ():
         return MatrixProduct if min(factor.dim() for factor in call.arguments) > 1 else Bilinear
     return Bilinear

@@ -238,9 +238,11 @@ class _CrossEntropy(AnyCall):
             return {}
         if not self._units:
             return {value: self._closed.bent(adjoint)}
-        weighted, ((_, y),) = self._closed.bend(adjoint)  # m y; the gradient is m y - t
-        t = weighted - self._closed.rows(self._pulled(adjoints)[value])
-        return {value: self._closed.like_input(t * y * (1 - y))}
+        bend = self._closed.bend(adjoint)
+        assert bend.square is not None
+        y = bend.square[1]
+        t = bend.diagonal - self._closed.rows(self._pulled(adjoints)[value])
+        return {value: self._closed.like_input(t * y * (1 - y))}  # the diagonal is m y, the gradient m y - t
 
 
 def _both(

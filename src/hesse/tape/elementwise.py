@@ -9,8 +9,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from hesse.blocks import Diagonal, Factor
-from hesse.tape.local import Added, Local, grad, onto, rerun, slopes_of, times
+from hesse.blocks import Cross, Diagonal, Term, Unit, times
+from hesse.tape.local import Added, Local, grad, onto, rerun, slopes_of
 from hesse.tape.record import Value
 from hesse.tape.rules import Kind, canonical
 
@@ -27,7 +27,7 @@ class Separable(Local):
         alone = [] if product else [(value,) for value in self.inputs]
         return [*alone, *2 * list(combinations(self.inputs, 2))], 0
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """A diagonal for every input, and for every pair of inputs."""
         (adjoint,) = adjoints
         if adjoint is None:
@@ -49,7 +49,7 @@ class Separable(Local):
         some = next(iter(leaves.values()))
         return dict(zip(leaves, slopes, strict=False)), torch.ones_like(some)
 
-    def _pair(self, u: Value, w: Value, bend: Tensor) -> Iterator[Factor | Diagonal]:
+    def _pair(self, u: Value, w: Value, bend: Tensor) -> Iterator[Term]:
         """The blocks `K_uw = K_wu`, whose elements meet in those of `bend`."""
         if u is w:
             yield Diagonal(onto(bend.unsqueeze(0), u).squeeze(0), {u: None})
@@ -61,7 +61,7 @@ class Separable(Local):
             ones = torch.eye(self._width(u), dtype=bend.dtype, device=bend.device)
             stack = self._everywhere(u, ones.view(-1, *self._shape(u)))
             by_u = stack.view(len(stack), *(1,) * (bend.dim() - u.tensor.dim()), *u.tensor.shape)
-            yield from self._cross(u, w, onto(by_u * bend, w))
+            yield Cross(len(ones), {u: Unit()}, {w: onto(by_u * bend, w)})
 
 
 class Elementwise(Separable):

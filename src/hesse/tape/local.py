@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.blocks import CannotSweep, Diagonal, Factor, Unit
+from hesse.blocks import CannotSweep, Diagonal, Factor, Term, Unit
 from hesse.runtime.isolation import writes_to_first
 from hesse.tape.record import Call, Value, leaves_of
 from hesse.tape.rules import TABLE, Kind, canonical, kind_of
@@ -30,6 +30,9 @@ class Local:
         outputs: what it made.
         kind: its row of the table.
     """
+
+    thin = False
+    """Is a column pulled back with far less work than its product with a dense block?"""
 
     def __init__(self, call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> None:
         self.call = call
@@ -98,7 +101,7 @@ class Local:
         ((value, core),) = self.pull(columns).items()
         return Diagonal(core.squeeze(0), {value: None})
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """The second derivative of `<adjoints, call>` by the inputs, as terms."""
         if self.kind in (Kind.VIEW, Kind.LINEAR):
             return
@@ -165,19 +168,6 @@ class Local:
                 made, list(leaves.values()), given, create_graph=True, materialize_grads=True
             )
         return slopes if any(slope.requires_grad for slope in slopes) else None
-
-    def _cross(self, u: Value, w: Value, stack: Tensor) -> Iterator[Factor]:
-        """The blocks `K_uw = K_wu`, from the rows of u: `4 u w = (u + w)² - (u - w)²`.
-
-        The rows are brought to the size of one, lest the squares cancel.
-        """
-        place = self.samples[w]
-        rows = place.first(stack, 1)
-        size = rows.abs().amax([d for d in range(rows.dim()) if d != 1], keepdim=True)
-        stack = place.back(rows / size.where(size > 0, 1), 1)
-        half = size.view(-1, 1).expand(-1, len(stack)) / 2
-        yield Factor(half, {u: Unit(), w: stack})
-        yield Factor(-half, {u: Unit(), w: -stack})
 
     @cached_property
     def _again(self) -> tuple[dict[Value, Tensor], list[Tensor]]:
@@ -253,6 +243,7 @@ def slopes_of(leaves: Mapping[Value, Tensor], results: Sequence[Tensor]) -> dict
 def grad(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
+    """Vectors times the derivative of outputs, of those that have one."""
     pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o.requires_grad]
     tracked, given = zip(*pairs, strict=True)
     return torch.autograd.grad(tracked, inputs, given, retain_graph=True, materialize_grads=True)
@@ -265,7 +256,3 @@ def onto(stack: Tensor, value: Value) -> Tensor:
         return stack
     padded = (1,) * (stack.dim() - 1 - len(shape))
     return stack.sum_to_size(len(stack), *padded, *shape).view(len(stack), *shape)
-
-
-def times(one: Tensor, other: Tensor | None) -> Tensor:
-    return one if other is None else one * other

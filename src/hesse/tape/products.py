@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.blocks import Diagonal, Factor
+from hesse.blocks import Cross, Term, Unit
 from hesse.tape.local import Added, Local, contents, grad, onto
 from hesse.tape.record import Value
 
@@ -17,12 +17,12 @@ class Bilinear(Local):
     """Linear in each of two arguments: only the cross block."""
 
     def added(self) -> Added:
-        """Two columns for each of the narrower input."""
+        """A column for each of the narrower input."""
         if len(self._live) == 1:
             return (), 0
-        return ((), 2 * min(map(self._width, self._live))) if self._is_cross else super().added()
+        return ((), min(map(self._width, self._live))) if self._is_cross else super().added()
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """Columns of the narrower input, and what they are for the other one."""
         (adjoint,) = adjoints
         if adjoint is None or len(self._live) == 1:
@@ -33,7 +33,7 @@ class Bilinear(Local):
         u, w = sorted(self._live, key=self._width)
         ones = torch.eye(self._width(u), dtype=u.tensor.dtype, device=u.tensor.device)
         stack = self._everywhere(u, ones.view(-1, *self._shape(u)))
-        yield from self._cross(u, w, self._replaced(adjoint, u, stack, w))
+        yield Cross(len(ones), {u: Unit()}, {w: self._replaced(adjoint, u, stack, w)})
 
     @cached_property
     def _live(self) -> list[Value]:
@@ -105,7 +105,7 @@ class LinearMap(Local):
         """From the left, which saves to transpose."""
         return torch.matmul(self._weight.T, columns.unflatten(1, (-1, len(self._weight)))).flatten(1, 2)
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """None."""
         return iter(())
 

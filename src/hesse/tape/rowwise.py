@@ -11,12 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.blocks import Diagonal, Factor
+from hesse.blocks import Cross, Diagonal, Factor, Term
 from hesse.tape.elementwise import Elementwise
 from hesse.tape.local import Added, Local
 from hesse.tape.record import Call, Value
 from hesse.tape.rules import canonical
 from hesse.tape.samples import Samples
+
+
+@dataclass
+class Bend:
+    """The second derivative of every row: `diag(d) + c x xᵀ + p qᵀ + q pᵀ`.
+
+    Attributes:
+        diagonal: d, [N, R, d].
+        square: c, [N, R], and x, [N, R, d].
+        mutual: p and q, [N, R, d].
+    """
+
+    diagonal: Tensor
+    square: tuple[Tensor, Tensor] | None = None
+    mutual: tuple[Tensor, Tensor] | None = None
 
 
 class RowWise(Local):
@@ -59,11 +74,8 @@ class RowWise(Local):
         """Cotangents [r, N, R, d] times the Jacobian."""
         raise NotImplementedError
 
-    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The second derivative of every row, for an adjoint like the result.
-
-        A diagonal [N, R, d], and weights [N, R] of the outer products of columns [N, R, d] with themselves.
-        """
+    def bend(self, adjoint: Tensor) -> Bend:
+        """The second derivative of every row, for an adjoint like the result."""
         raise NotImplementedError
 
     def square_rows(self, k: Tensor) -> Tensor:
@@ -76,8 +88,15 @@ class RowWise(Local):
 
     def bent(self, adjoint: Tensor) -> Tensor:
         """The diagonal of the second derivative."""
-        diagonal, outer = self.bend(adjoint)
-        return self.like_input(sum((c.unsqueeze(-1) * x.square() for c, x in outer), diagonal))
+        bend = self.bend(adjoint)
+        total = bend.diagonal
+        if bend.square is not None:
+            weight, column = bend.square
+            total = total + weight.unsqueeze(-1) * column.square()
+        if bend.mutual is not None:
+            one, other = bend.mutual
+            total = total + 2 * one * other
+        return self.like_input(total)
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """In closed form."""
@@ -85,36 +104,29 @@ class RowWise(Local):
         assert stack is not None
         return {value: self.like_input(self.pull_rows(self.rows(stack, 1)), 1)}
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """A diagonal, and few columns for every row."""
         (adjoint,), (value,) = adjoints, self.inputs
         if adjoint is None:
             return
-        diagonal, outer = self.bend(adjoint)
-        yield Diagonal(self.like_input(diagonal), {value: None})
-        cores, stacks = zip(*outer, strict=True)
-        columns = torch.stack(stacks).transpose(1, 2)  # k, R, N, d
-        if columns.shape[1] > 1:
-            columns = torch.diag_embed(columns.permute(0, 2, 3, 1)).movedim(-1, 1).transpose(-1, -2)
-        else:
-            columns = columns.unsqueeze(3)
-        core = torch.stack(cores, 1)  # N, k, R
-        yield Factor(core.flatten(1), {value: self.like_input(columns.flatten(0, 1), 1)})
+        bend = self.bend(adjoint)
+        yield Diagonal(self.like_input(bend.diagonal), {value: None})
+        if bend.square is not None:
+            weight, column = bend.square
+            yield Factor(weight, {value: self._apart(column)})
+        if bend.mutual is not None:
+            one, other = map(self._apart, bend.mutual)
+            yield Cross(len(one), {value: one}, {value: other})
 
-
-def _mutual(one: Tensor, other: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """`x pᵀ + p xᵀ` as weighted squares, with p brought to the size of x lest they cancel."""
-    size = other.norm(dim=-1, keepdim=True) / one.norm(dim=-1, keepdim=True)
-    size = size.where((size > 0) & size.isfinite(), 1)
-    other = other / size
-    half = size.squeeze(-1) / 2
-    return [(half, one + other), (-half, one - other)]
+    def _apart(self, column: Tensor) -> Tensor:
+        """A column [N, R, d] as a stack of R, each of which is zero in all rows but one."""
+        return self.like_input(torch.diag_embed(column.transpose(1, 2)).permute(3, 0, 2, 1), 1)
 
 
 class Softmax(RowWise):
     r"""$y = \mathrm{softmax}(u)$: with $w = y (g - \langle g, y \rangle)$, H is `diag(w) - w yᵀ - y wᵀ`."""
 
-    outer = 2
+    outer = 1
 
     @cached_property
     def _y(self) -> Tensor:
@@ -122,12 +134,13 @@ class Softmax(RowWise):
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         """See `RowWise`."""
-        return self._y * (stack - (stack * self._y).sum(-1, keepdim=True))
+        along = torch.einsum("knrd,nrd->knr", stack, self._y)
+        return (stack - along.unsqueeze(-1)).mul_(self._y)
 
-    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def bend(self, adjoint: Tensor) -> Bend:
         """See `RowWise`."""
-        w = self.pull_rows(self.rows(adjoint))
-        return w, _mutual(self._y, -w)
+        (w,) = self.pull_rows(self.rows(adjoint).unsqueeze(0))
+        return Bend(w, mutual=(self._y, -w))
 
     def square_rows(self, k: Tensor) -> Tensor:
         r"""Of $J_{ci} = y_c (\delta_{ci} - y_i)$."""
@@ -150,10 +163,10 @@ class LogSoftmax(Softmax):
         """See `RowWise`."""
         return stack - self._y * stack.sum(-1, keepdim=True)
 
-    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def bend(self, adjoint: Tensor) -> Bend:
         """See `RowWise`."""
         total = self.rows(adjoint).sum(-1)
-        return -total.unsqueeze(-1) * self._y, [(total, self._y)]
+        return Bend(-total.unsqueeze(-1) * self._y, (total, self._y))
 
     def square_rows(self, k: Tensor) -> Tensor:
         r"""Of $J_{ci} = \delta_{ci} - y_i$."""
@@ -179,7 +192,7 @@ class CrossEntropy(RowWise):
         """By autograd."""
         return Local.pull(self, columns)
 
-    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def bend(self, adjoint: Tensor) -> Bend:
         """See `RowWise`."""
         (value,) = self.inputs
         even = torch.zeros_like(self.rows(value.tensor.detach()))
@@ -189,7 +202,7 @@ class CrossEntropy(RowWise):
         moved = lifted.softmax(-1) - even.softmax(-1)
         m = (step * moved).sum(-1) / moved.square().sum(-1).clamp_min(torch.finfo(moved.dtype).tiny)
         y = self.rows(self.call.arguments[0].detach()).softmax(-1)
-        return m.unsqueeze(-1) * y, [(-m, y)]
+        return Bend(m.unsqueeze(-1) * y, (-m, y))
 
     def _gradient(self, rows: Tensor, adjoint: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -206,7 +219,7 @@ class Normalised(RowWise):
     $$J^T g = (q - m x) / s, \qquad H = \bigl(3 m\, x x^T / d - (q x^T + x q^T) / d - m P \bigr) / s^2.$$
     """
 
-    outer = 3
+    outer = 2
 
     def __init__(self, call: Call, value: Value, samples: Samples, norm: Norm) -> None:
         super().__init__(call, value, samples, None, norm.size)
@@ -222,27 +235,34 @@ class Normalised(RowWise):
     def _projected(self, rows: Tensor) -> Tensor:
         return rows - rows.mean(-1, keepdim=True) if self._centred else rows
 
-    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
-        """Through the scale first."""
-        return super().pull([None if c is None else self.norm.scaled(c) for c in columns])
-
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """The scale is linear."""
         return super().curvature([None if g is None else self.norm.scaled(g) for g in adjoints])
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         """See `RowWise`."""
-        m = (stack * self._x).mean(-1, keepdim=True)
-        return (self._projected(stack) - m * self._x) / self._s
+        scaled = stack * self._slope
+        along = torch.einsum("knrd,nrdb->knrb", scaled, self._basis)
+        return scaled.sub_(torch.einsum("knrb,nrdb->knrd", along, self._basis))
 
-    def bend(self, adjoint: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    @cached_property
+    def _slope(self) -> Tensor:
+        """The weight over the size of a row."""
+        return self.rows(self.norm.scaled(torch.ones_like(self.norm.input))) / self._s
+
+    @cached_property
+    def _basis(self) -> Tensor:
+        """What J takes out of a row: [N, R, d, 1 or 2]."""
+        out = [self._x, torch.ones_like(self._x)] if self._centred else [self._x]
+        return torch.stack(out, -1) / math.sqrt(self._size)
+
+    def bend(self, adjoint: Tensor) -> Bend:
         """See `RowWise`; the first part is `x pᵀ + p xᵀ` with `p = 3/2 m x - q`."""
         x, q, square = self._x, self._projected(self.rows(adjoint)), self._s.square()
         m = (q * x).mean(-1, keepdim=True)
-        outer = _mutual(x, (1.5 * m * x - q) / (self._size * square))
-        if self._centred:
-            outer.append(((m / (self._size * square)).squeeze(-1), torch.ones_like(x)))
-        return (-m / square).expand_as(x), outer
+        mutual = x, (1.5 * m * x - q) / (self._size * square)
+        mean = (m / (self._size * square)).squeeze(-1), torch.ones_like(x)
+        return Bend((-m / square).expand_as(x), mean if self._centred else None, mutual)
 
     def squares(self, k: Tensor) -> Tensor:
         """Through the scale first."""
@@ -326,7 +346,7 @@ class FixedNorm(Elementwise):
         """Nothing."""
         return (), 0
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Factor | Diagonal]:
+    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """None."""
         return iter(())
 

@@ -8,7 +8,8 @@ contrastive loss. No rules for any call are needed, and no second derivative.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,10 @@ class Samples:
         split = (*tensor.shape[:at], self.outer, self.count, self.inner, *tensor.shape[at + 1 :])
         return tensor.reshape(split).movedim(at + 1, lead)
 
+    def some(self, tensor: Tensor, numbers: Tensor) -> Tensor:
+        """Only the samples of these numbers, as [len(numbers), *rest]."""
+        return self.first(tensor).index_select(0, numbers)
+
     def flat(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """The tensor as [*lead, count, f], with a row for every sample."""
         first = self.first(tensor, lead)
@@ -61,20 +66,26 @@ ONE_SAMPLE = Samples()
 
 @dataclass(frozen=True)
 class Exploration:
-    """What the first look found.
+    """What a first look found.
 
     Attributes:
-        value: the function's value.
         samples: where the samples are in every layer's input and output, by the call's order on the tape.
         places: where they are in the results of every call, in order; None for results that have nothing
             to do with them. Empty where samples were not found.
+        gradient: by each leaf, without a graph; None where it was not taken.
         seconds: time of the evaluation and its gradient.
+        changed: an evaluation changed something in place. It was put back, so that graphs made before
+            may hold what has been overwritten.
     """
 
-    value: Tensor
     samples: Mapping[int, Samples] = field(default_factory=dict)
     places: Sequence[Sequence[Samples | None]] = ()
+    gradient: Sequence[Tensor | None] | None = None
     seconds: float = 0.0
+    changed: bool = False
+
+
+NOT_EXPLORED = Exploration()
 
 
 class Perturbing(Recorder):
@@ -170,8 +181,9 @@ def perturbed(tensor: Tensor, samples: Samples, which: Tensor) -> Tensor:
     """The tensor with noise added to the chosen samples, differentiable by it."""
     generator = torch.Generator().manual_seed(4)
     noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
-    scale = _STEP * tensor.detach().square().mean().sqrt()
-    return tensor + _masked(noise, samples, which) * (scale + (scale == 0))
+    samples.first(noise)[_left_alone(which, noise)] = 0
+    size = torch.linalg.vector_norm(tensor.detach()).item() / math.sqrt(tensor.numel())
+    return tensor.add(noise, alpha=_STEP * size or 1.0)
 
 
 _STEP = 0.05
@@ -183,22 +195,36 @@ def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
     Returns:
         None where nothing has changed, `ONE_SAMPLE` where the others have changed too.
     """
+    before, after = before.detach(), after.detach()
+    if torch.equal(before, after):
+        return None
+    alone = _left_alone(which, before)
+    possible = list(_possible(before.shape, len(which)))
+    for places in possible:  # what was left alone is mostly the same to the bit
+        if torch.equal(places.some(before, alone), places.some(after, alone)):
+            return places
     changed = differs(before, after)
     if not bool(changed.any()):
         return None
-    count = len(which)
-    which = which.to(changed.device)
-    for dim, size in enumerate(changed.shape):
-        if size % count:
-            continue
-        along = changed.movedim(dim, 0).reshape(size, -1).any(1)
-        for outer in (1, size // count):  # flattened with the samples in front, or behind
-            inner = size // count // outer
-            places = Samples(count, dim, outer, inner)
-            left_alone = ~which.repeat_interleave(inner).repeat(outer)
-            if not bool((along & left_alone).any()):
-                return places
+    for places in possible:
+        if not bool(places.some(changed, alone).any()):
+            return places
     return ONE_SAMPLE
+
+
+def _possible(shape: torch.Size, count: int) -> Iterator[Samples]:
+    """The places that a tensor has for samples: flattened with others, they are in front or behind."""
+    for dim, size in enumerate(shape):
+        if size % count == 0:
+            others = size // count
+            yield Samples(count, dim, 1, others)
+            if others > 1:
+                yield Samples(count, dim, others, 1)
+
+
+def _left_alone(which: Tensor, like: Tensor) -> Tensor:
+    """The numbers of the samples that are not chosen, where `like` is."""
+    return (~which).nonzero().squeeze(1).to(like.device)
 
 
 def differs(before: Tensor, after: Tensor) -> Tensor:
@@ -212,15 +238,13 @@ def differs(before: Tensor, after: Tensor) -> Tensor:
 
 def noticed(before: Tensor, after: Tensor, samples: Samples, which: Tensor) -> bool:
     """Has a sample that was left alone changed? Compared sample by sample: their scales differ."""
-    one, other = (samples.first(t.detach()).flatten(1)[~which.to(t.device)] for t in (before, after))
+    alone = _left_alone(which, before)
+    one, other = (samples.some(t.detach(), alone) for t in (before, after))
+    if torch.equal(one, other):
+        return False
+    one, other = one.flatten(1), other.flatten(1)
     eps = torch.finfo(one.dtype).eps
     return bool(((other - one).norm(dim=1) > eps**0.5 * 0.1 * one.norm(dim=1)).any())
-
-
-def _masked(noise: Tensor, samples: Samples, which: Tensor) -> Tensor:
-    first = samples.first(noise)
-    mask = which.to(noise).view(-1, *(1,) * (first.dim() - 1))
-    return samples.back(first * mask)
 
 
 def everywhere(before: Sequence[Call], after: Sequence[Call], which: Tensor) -> list[list[Samples | None]]:

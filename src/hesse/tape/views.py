@@ -43,7 +43,7 @@ class View(Local):
     def _order(self) -> list[int] | None:
         """The dimensions of the only result as they lie in the argument, if they are all that has changed."""
         places = self._places[0]
-        order = sorted(range(places.dim()), key=lambda dim: -places.stride(dim))
+        order = sorted(range(places.dim()), key=lambda dim: -places.stride()[dim])
         kept = torch.equal(places.permute(order).flatten(), self._numbers.flatten())
         return order if kept else None
 

@@ -209,6 +209,18 @@ class Crossed(nn.Module):
         return self.out(torch.tanh(self.attention(query, memory, memory)[0]))
 
 
+class Branches(nn.Module):
+    """Two layers go into one sum, and a third one into more."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three, self.out = *(nn.Linear(3, 4) for _ in range(3)), nn.Linear(4, 2)
+
+    def forward(self, inputs):
+        third = self.three(inputs.cos())
+        return self.out(torch.tanh(self.one(inputs) + self.two(inputs.sin()) + third) * third.exp())
+
+
 class Autoencoder(nn.Module):
     """The weight is used twice, once transposed."""
 
@@ -262,6 +274,47 @@ class LongShort(nn.Module):
             memory = keep * memory + take * torch.tanh(candidate)
             state = show * torch.tanh(memory)
         return state
+
+
+class Steps(nn.Module):
+    """torch's own recurrent layers; the last outputs are judged, and the last states."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        self.cells = kind(2, 3, **options)
+        self.out = nn.Linear(options.get("proj_size", 3) * (1 + self.cells.bidirectional), 2)
+
+    def forward(self, sequence):
+        outputs, states = self.cells(sequence)
+        hidden = states[0] if isinstance(states, tuple) else states
+        return (
+            self.out(outputs[:, -1] if self.cells.batch_first else outputs[-1]) + hidden.mean((0, 2))[:, None]
+        )
+
+
+class Cells(nn.Module):
+    """A loop over torch's own cell."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.cell, self.out = kind(2, 3), nn.Linear(3, 2)
+
+    def forward(self, sequence):
+        state = None
+        for step in sequence.unbind(1):
+            state = self.cell(step, state)
+        return self.out(state[0] if isinstance(state, tuple) else state)
+
+
+class Initial(nn.Module):
+    """The first state is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.start = nn.GRU(2, 3, batch_first=True), nn.Parameter(x(3))
+
+    def forward(self, sequence):
+        return self.cells(sequence, self.start.expand(1, len(sequence), 3).contiguous())[0]
 
 
 class Language(nn.Module):
@@ -385,9 +438,40 @@ NETWORKS = [
         dense=("encoding", "decoding"),  # of some uses of the weight, not of all
         apart={"diagonal": ("weight",)},  # laid out in two ways
     ),
+    Network("branches", lambda: Problem(Branches(), squares, x(5, 3))),
     Network("a layer twice", lambda: Problem(Twice(), squares, x(5, 3))),
     Network("recurrent by hand", lambda: Problem(Recurrent(), squares, x(4, 3, 2))),
     Network("lstm cell", lambda: Problem(LongShort(), squares, x(3, 3, 2))),
+    Network("rnn", lambda: Problem(Steps(nn.RNN, batch_first=True), squares, x(3, 3, 2))),
+    Network(
+        "rnn, relu, no bias",
+        lambda: Problem(Steps(nn.RNN, nonlinearity="relu", bias=False), squares, x(2, 6, 2)),
+    ),
+    Network("gru", lambda: Problem(Steps(nn.GRU), squares, x(2, 3, 2))),
+    Network("lstm", lambda: Problem(Steps(nn.LSTM, batch_first=True), squares, x(3, 3, 2))),
+    Network(
+        "lstm, two layers, both ways",
+        lambda: Problem(Steps(nn.LSTM, num_layers=2, bidirectional=True), squares, x(2, 3, 2)),
+    ),
+    Network(
+        "gru, two layers, both ways",
+        lambda: Problem(
+            Steps(nn.GRU, num_layers=2, bidirectional=True, batch_first=True), squares, x(3, 2, 2)
+        ),
+    ),
+    Network(
+        "lstm, projected",
+        lambda: Problem(Steps(nn.LSTM, proj_size=2, batch_first=True), squares, x(3, 3, 2)),
+    ),
+    Network("rnn cell", lambda: Problem(Cells(nn.RNNCell), squares, x(3, 2, 2))),
+    Network("gru cell", lambda: Problem(Cells(nn.GRUCell), squares, x(3, 2, 2))),
+    Network("lstm cell of torch", lambda: Problem(Cells(nn.LSTMCell), squares, x(3, 2, 2))),
+    Network(
+        "a learned first state",
+        lambda: Problem(Initial(), squares, x(3, 2, 2)),
+        # Its first use is of one state for all samples.
+        dense=("start", "cells.weight_hh_l0", "cells.bias_hh_l0"),
+    ),
     Network("words", lambda: Problem(Language(tied=False), classes, words(3, 2))),
     Network(
         "words, tied",

@@ -12,7 +12,7 @@ from hesse.evaluation import evaluated
 from hesse.explore import explore
 from hesse.problem import from_function
 from hesse.tape.samples import ONE_SAMPLE, Samples, chosen, differs, found, noticed, perturbed
-from networks import Problem, Tokens, contrastive, mlp, squares
+from networks import Problem, Steps, Tokens, contrastive, mlp, squares
 
 
 @st.composite
@@ -59,6 +59,15 @@ def test_nothing_is_found_where_nothing_changes():
     before = x(4, 3)
     assert found(before, before.clone(), chosen(4)) is None
     assert found(before, before * (1 + 1e-15), chosen(4)) is None
+
+
+def test_masked_scores_do_not_change():
+    before, which = x(4, 3), torch.tensor([True, False, True, False])
+    before[:, 2] = -torch.inf
+    assert found(before, before.clone(), which) is None
+    assert found(before, before + which[:, None], which) == Samples(4, 0)
+    before[0, 2] = 0
+    assert differs(torch.where(before == 0, -torch.inf, before), before).sum() == 1
 
 
 def test_all_that_changes_is_one_sample():
@@ -115,6 +124,14 @@ EXPLORED = {
             nn.Sequential(nn.Linear(3, 4), nn.Softmax(0), nn.Linear(4, 2)), lambda o: o.pow(2).mean(), x(N, 3)
         ),
         [ONE_SAMPLE, ONE_SAMPLE],
+    ),
+    "steps of a recurrent layer": (
+        lambda: Problem(Steps(nn.LSTM, batch_first=True), squares, x(N, 3, 2)),
+        7 * [INNER],
+    ),
+    "steps first": (
+        lambda: Problem(Steps(nn.GRU), squares, x(3, N, 2)),
+        [*6 * [Samples(N, 1)], INNER],
     ),
     "the transpose of a weight": (
         lambda: Problem(mlp(), lambda o: squares(o.T), x(N, 3)),

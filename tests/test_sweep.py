@@ -146,19 +146,43 @@ class ByHand(nn.Module):
 
 
 class Module(nn.Module):
-    def __init__(self, weights):
+    def __init__(self, weights, **masks):
         super().__init__()
         self.attention, self.weights = nn.MultiheadAttention(4, 2, batch_first=True), weights
+        self.masks = masks
 
     def forward(self, h):
-        return self.attention(h, h, h, need_weights=self.weights)[0]
+        return self.attention(h, h, h, need_weights=self.weights, **self.masks)[0]
+
+
+class Encoder(nn.Module):
+    def __init__(self, **masks):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 5, 0.0, "gelu", batch_first=True)
+        self.masks = masks
+
+    def forward(self, h):
+        return self.layer(h, **self.masks)
+
+
+FUTURE = torch.ones(3, 3, dtype=torch.bool).triu(1)
+PADDING = torch.arange(3) >= torch.tensor([3, 1, 2, 3, 2])[:, None]
+BLIND = torch.arange(3) >= torch.tensor([3, 1, 0, 3, 2])[:, None]  # a sample may look at nothing
 
 
 ATTENTION = {
     "by hand": ByHand,
     "module": lambda: Module(True),
     "fused": lambda: Module(False),
-    "encoder": lambda: nn.TransformerEncoderLayer(4, 2, 5, 0.0, "gelu", batch_first=True),
+    "module, causal": lambda: Module(True, attn_mask=FUTURE),
+    "module, padded": lambda: Module(True, key_padding_mask=PADDING),
+    "fused, causal": lambda: Module(False, attn_mask=FUTURE, is_causal=True),
+    "fused, masked": lambda: Module(False, attn_mask=FUTURE),
+    "fused, padded": lambda: Module(False, key_padding_mask=BLIND),
+    "fused, padded, causal": lambda: Module(False, attn_mask=FUTURE, key_padding_mask=PADDING),
+    "encoder": Encoder,
+    "encoder, causal": lambda: Encoder(src_mask=FUTURE, is_causal=True),
+    "encoder, padded, causal": lambda: Encoder(src_mask=FUTURE, src_key_padding_mask=PADDING),
     "encoder, norm first": lambda: nn.TransformerEncoderLayer(
         4, 2, 5, 0.0, "relu", batch_first=True, norm_first=True
     ),
@@ -168,6 +192,18 @@ ATTENTION = {
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention(name):
     net(Attention(ATTENTION[name]()), 3, 3)
+
+
+def test_masked_attention_is_swept():
+    """Infinite scores do not hide the samples, and no call is unknown."""
+    tokens, targets = x(5, 3, 3), classes(3, 5)
+    for attention in (Encoder(src_mask=FUTURE, is_causal=True), Module(True, key_padding_mask=PADDING)):
+        func, tensors = of_model(Attention(attention), lambda out: F.cross_entropy(out, targets), tokens)
+        result = hesse.hessian_diagonal(func, tensors, full_output=True)
+        assert result.plan.by("sweep") == set(range(len(tensors)))
+        assert "by autograd" not in result.plan.reason
+        found = torch.cat([part.flatten() for part in result.value])
+        assert relative_error(found, hessian_matrix(func, tensors).diagonal()) < 1e-9
 
 
 def test_embedding():

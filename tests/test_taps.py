@@ -56,8 +56,10 @@ PASSES = {
     "two positions": 2 * (4 + 3),
     "skips, norm, product of layers": 4 + 4 + 12,
     "attention": 2 * (3 + 3 + 2),
+    "branches": 4 + 4 + 2,  # two layers share theirs
+    "lstm": 3 * 12 + 2 * 3 + 2,
     "cnn": 9 * 4 + 4 * 4 + 2,
-    "lstm cell": 3 * (8 + 8) + 2 * 2,  # and what the state moves, but for the first
+    "lstm cell": 3 * 8 + 2 * 2,  # one for both layers of a sum; and what the state moves, but for the first
     "contrastive loss": 4 * (4 + 3),  # samples touch: they are positions of one
 }
 
@@ -172,9 +174,9 @@ def test_a_wrong_assumption_is_caught_by_the_certificate(planted, question, monk
 def test_wrong_batches_are_noticed(question, products, monkeypatch, taps_everywhere):
     right = getattr(Gradient, products)
 
-    def wrong(self, layer, vector, others):
-        found = right(self, layer, vector, others)
-        return [1.001 * part for part in found] if torch._C._functorch.is_batchedtensor(vector) else found
+    def wrong(self, layers, vectors, others):
+        found = right(self, layers, vectors, others)
+        return [1.001 * part for part in found] if torch._C._functorch.is_batchedtensor(vectors[0]) else found
 
     monkeypatch.setattr(Gradient, products, wrong)
     problem = Problem(mlp(), squares, x(5, 3))

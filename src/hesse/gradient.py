@@ -180,20 +180,24 @@ class Gradient:
             for j, product in zip(columns, products, strict=True)
         ]
 
-    def tapped(self, layer: Layer, vector: Tensor, others: Sequence[Layer]) -> list[Tensor]:
-        """A vector of the shape of a layer's output times the Hessian by the outputs of this and others."""
+    def tapped(
+        self, layers: Sequence[Layer], vectors: Sequence[Tensor], others: Sequence[Layer]
+    ) -> list[Tensor]:
+        """Vectors of the shapes of layers' outputs times the Hessian by the outputs of these and others."""
         with errors_explained():
-            return _by_outputs(layer.gradient, vector, others)
+            return _by_outputs([layer.gradient for layer in layers], vectors, others)
 
     def moved(self, layer: Layer, vector: Tensor, others: Sequence[Layer]) -> list[Tensor]:
         """A vector of the shape of a layer's input times the derivative of that by the outputs of others."""
-        return _by_outputs(layer.call.input, vector, others)
+        return _by_outputs([layer.call.input], [vector], others)
 
 
-def _by_outputs(tensor: Tensor, vector: Tensor, layers: Sequence[Layer]) -> list[Tensor]:
-    """A vector times the derivative of a tensor by the outputs of layers, also where there is none."""
+def _by_outputs(
+    tensors: Sequence[Tensor], vectors: Sequence[Tensor], layers: Sequence[Layer]
+) -> list[Tensor]:
+    """Vectors times the derivatives of tensors by the outputs of layers, also where there is none."""
     found = torch.autograd.grad(
-        tensor, [layer.call.output.edge for layer in layers], vector, retain_graph=True, allow_unused=True
+        tensors, [layer.call.output.edge for layer in layers], vectors, retain_graph=True, allow_unused=True
     )
     return [
         torch.zeros_like(layer.gradient) if part is None else part

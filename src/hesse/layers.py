@@ -24,7 +24,7 @@ once and has the shape of z.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -63,6 +63,14 @@ class Layer:
     def tensors(self) -> list[int]:
         """Indices of the weight and, if there is one, the bias among the leaves."""
         return [self.call.weight] + ([] if self.call.bias is None else [self.call.bias])
+
+    def shares(self, other: Layer) -> bool:
+        """Do both outputs go into one sum alone? Then curvature by one is curvature by the other."""
+        return (
+            self.gradient is other.gradient
+            and self.samples == other.samples
+            and torch.equal(self._places, other._places)
+        )
 
     @property
     def form(self) -> Form:
@@ -200,47 +208,67 @@ class Diagonal:
         """Only blocks within one weight."""
         return rows.call.weight == columns.call.weight
 
-    def add(self, rows: Layer, columns: Layer, numbers: range, M: Tensor, J: Tensor | None) -> None:
-        """Take in columns of M [c, N, T, G, O] and J [c, N, T, G, I] between two layers."""
-        weight, per_group = rows.call.weight, columns.gamma.shape[3]
+    def add(
+        self,
+        rows: Sequence[Layer],
+        columns: Layer,
+        numbers: range,
+        M: Sequence[Tensor],
+        J: Sequence[Tensor | None],
+    ) -> None:
+        """Take in columns by a layer, M [c, N, T, G, O] and J [c, N, T, G, I]; `rows`: uses of its weight."""
+        weight, per_group = columns.call.weight, columns.gamma.shape[3]
         values = self._values[weight].flatten(0, 1)
-        times = 1 if rows is columns else 2  # the mirrored pair is not visited
+        a = _joined([row.a for row in rows], 1)
+        moved = [row for row, some in zip(rows, J, strict=True) if some is not None]
+        gamma = _joined([row.gamma for row in moved], 1) if moved else None
+        moves = _joined([some for some in J if some is not None], 2) if moved else None
         o, t = columns.numbered(numbers)
         for g in range(int(o[0]) // per_group, int(o[-1]) // per_group + 1):
             own = (o // per_group == g).nonzero().squeeze(1)
             width = o[own] % per_group
-            a_l, a_m = rows.a[:, :, g], columns.a[:, :, g]
-            index = width.view(-1, 1, 1, 1).expand(-1, *M.shape[1:3], 1)
-            d = M[own, :, :, g].gather(3, index).squeeze(3)
-            if J is None and a_l.shape[1] == a_m.shape[1] == 1:
-                found = d[:, :, 0] @ (a_l[:, 0] * a_m[:, 0])
+            d = _joined([_of_output(some[own, :, :, g], width) for some in M], 2)
+            d[:, :, columns.positions :] *= 2  # for the mirrored pairs, which are not visited
+            if d.shape[2] == 1:
+                found = d[:, :, 0] @ a[:, 0, g].square()
             else:
-                curvature = torch.einsum("cnt,nti->cni", d, a_l)
-                if J is not None:
-                    gamma = rows.gamma[:, :, g][..., width]
-                    curvature += torch.einsum("ntc,cnti->cni", gamma, J[own, :, :, g])
-                found = torch.einsum("cni,nci->ci", curvature, a_m[:, t[own]])
-            values.index_add_(0, o[own], times * found)
+                curvature = torch.einsum("cnt,nti->cni", d, a[:, :, g])
+                if gamma is not None and moves is not None:
+                    slope = 2 * gamma[:, :, g][..., width]
+                    curvature += torch.einsum("ntc,cnti->cni", slope, moves[own, :, :, g])
+                found = torch.einsum("cni,nci->ci", curvature, columns.a[:, t[own], g])
+            values.index_add_(0, o[own], found)
         if self._check:
-            self._multiply(rows, columns, numbers, M, J)
+            self._multiply(a, columns, numbers, M, gamma, moves)
 
-    def _multiply(self, rows: Layer, columns: Layer, numbers: range, M: Tensor, J: Tensor | None) -> None:
+    def _multiply(
+        self,
+        a: Tensor,
+        columns: Layer,
+        numbers: range,
+        M: Sequence[Tensor],
+        gamma: Tensor | None,
+        moves: Tensor | None,
+    ) -> None:
         """Add these columns' part of the block times the signs."""
-        by_output, by_input = self._signs[rows.call.weight]
+        by_output, by_input = self._signs[columns.call.weight]
         o, t = columns.numbered(numbers)
         g = o // by_output.shape[1]
-        w_m = (columns.a @ by_input)[:, t, g].T * by_output.flatten()[o, None]  # c, N
-        moved = torch.einsum("cn,cntgo->ntgo", w_m, M)
-        product = torch.einsum("ntgo,ntgi->goi", moved, rows.a)
-        if J is not None:
-            product += torch.einsum("ntgo,cn,cntgi->goi", rows.gamma, w_m, J)
-        if rows is not columns:  # the mirrored pair
-            w_l = (rows.a @ by_input)[..., None] * by_output
-            column = torch.einsum("cntgo,ntgo->cn", M, w_l)
-            if J is not None:
-                column += torch.einsum("cntgi,i,ntgo,go->cn", J, by_input, rows.gamma, by_output)
-            product.flatten(0, 1).index_add_(0, o, torch.einsum("cn,nci->ci", column, columns.a[:, t, g]))
-        self._products[rows.call.weight] += product
+        inputs = columns.a[:, t, g]  # N, c, I
+        w = (inputs @ by_input).T * by_output.flatten()[o, None]
+        along = _joined([torch.einsum("cn,cntgo->ntgo", w, some) for some in M], 1)
+        product = torch.einsum("ntgo,ntgi->goi", along, a)
+        if len(M) > 1:  # the mirrored pairs
+            signs = (a @ by_input)[..., None] * by_output
+            by_use = signs.split([some.shape[2] for some in M], 1)
+            column = w.new_zeros(w.shape)
+            for some, part in zip(M[1:], by_use[1:], strict=True):
+                column += torch.einsum("cntgo,ntgo->cn", some, part)
+            if gamma is not None and moves is not None:
+                product += torch.einsum("ntgo,cn,cntgi->goi", gamma, w, moves)
+                column += torch.einsum("cntgi,i,ntgo,go->cn", moves, by_input, gamma, by_output)
+            product.flatten(0, 1).index_add_(0, o, torch.einsum("cn,nci->ci", column, inputs))
+        self._products[columns.call.weight] += product
 
     def parts(self) -> dict[int, Tensor]:
         """The diagonal of each weight and bias, by index of the leaf."""
@@ -290,8 +318,19 @@ class Matrix:
         """All pairs, or those within one weight."""
         return not self._within or rows.call.weight == columns.call.weight
 
-    def add(self, rows: Layer, columns: Layer, numbers: range, M: Tensor, J: Tensor | None) -> None:
-        """Take in columns of M [c, N, T, G, O] and J [c, N, T, G, I] between two layers."""
+    def add(
+        self,
+        rows: Sequence[Layer],
+        columns: Layer,
+        numbers: range,
+        M: Sequence[Tensor],
+        J: Sequence[Tensor | None],
+    ) -> None:
+        """Take in columns by a layer of it and later ones: M [c, N, T, G, O] and J [c, N, T, G, I]."""
+        for row, some, moves in zip(rows, M, J, strict=True):
+            self._add(row, columns, numbers, some, moves)
+
+    def _add(self, rows: Layer, columns: Layer, numbers: range, M: Tensor, J: Tensor | None) -> None:
         # A weight's block between two of its uses is kept apart: it is added with its transpose.
         key = (rows.form, columns.form, rows is not columns)
         block = self._block(key, rows, columns)
@@ -347,6 +386,15 @@ class Matrix:
             for j, values in columns.split(block).items()
             for i, part in rows.split(values.permute(*range(3, values.dim()), 0, 1, 2)).items()
         }
+
+
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _of_output(M: Tensor, width: Tensor) -> Tensor:
+    """Of columns [c, N, T, O], each by the output of its own: [c, N, T]."""
+    return M.gather(3, width.view(-1, 1, 1, 1).expand(-1, *M.shape[1:3], 1)).squeeze(3)
 
 
 def _rows(layer: Layer, M: Tensor, J: Tensor | None, start: int) -> Tensor:

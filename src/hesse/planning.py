@@ -317,9 +317,8 @@ def _by_taps(index: int, uses: Sequence[Layer], size: int) -> str:
 def _paying(question: str, layers: Sequence[Layer], beside: Mapping[int, Cost], meter: Meter) -> list[Layer]:
     """The layers for whose weights taps take less time than one product per coordinate."""
     kept = list(layers)
-    for weight in dict.fromkeys(layer.call.weight for layer in layers):
-        own = [layer for layer in kept if layer.call.weight == weight]
-        others = [layer for layer in kept if layer.call.weight != weight]
+    for own in taps.together(layers):
+        others = [layer for layer in kept if layer not in own]
         rows = {i for layer in own for i in layer.tensors} & beside.keys()
         if taps.cost(question, own, meter, beside=others).seconds > total(beside[i] for i in rows).seconds:
             kept = others

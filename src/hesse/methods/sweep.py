@@ -259,15 +259,23 @@ def _pull_columns(columns: Columns, rank: int, call: Local, curvature: Curvature
     given = [columns.pop(value, None) for value in call.outputs]
     if all(c is None for c in given):
         return
-    if call.copies and isinstance(given[0], Unit) and columns.keys().isdisjoint(call.inputs):
-        columns |= dict.fromkeys(call.inputs, given[0])
-        return
+    weights = None
+    first = given[0]
+    if isinstance(first, Unit) and len(given) == 1:
+        units = call.pull_unit(first)
+        if units is not None and columns.keys().isdisjoint(units):
+            columns |= units
+            return
+        if first.scale is not None:  # columns that all samples share are weighted when they are pulled
+            weights = curvature.weights(call.outputs[0], first, rank)
+            given = [Unit(first.start)]
     stacks = [
         None if c is None else curvature.stack(value, c, rank)
         for value, c in zip(call.outputs, given, strict=True)
     ]
     for value, stack in call.pull(stacks).items():
         known = columns.get(value)
+        stack = stack if weights is None else curvature.weighted(value, stack, weights)
         columns[value] = stack if known is None else stack + curvature.stack(value, known, rank)
 
 

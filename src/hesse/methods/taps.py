@@ -8,14 +8,16 @@ second derivatives by the weights of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hesse.cost import Cost, Meter, total
+from hesse.cost import CHUNK, Cost, Meter, total
 from hesse.gradient import Gradient
 from hesse.layers import Diagonal, Layer, Matrix
 from hesse.runtime.batches import stacks
@@ -33,8 +35,15 @@ class Answer(Protocol):
     def wants(self, rows: Layer, columns: Layer) -> bool:
         """Is the block between the weights of these layers needed?"""
 
-    def add(self, rows: Layer, columns: Layer, numbers: range, M: Tensor, J: Tensor | None) -> None:
-        """Take in some columns."""
+    def add(
+        self,
+        rows: Sequence[Layer],
+        columns: Layer,
+        numbers: range,
+        M: Sequence[Tensor],
+        J: Sequence[Tensor | None],
+    ) -> None:
+        """Take in some columns by a layer, of it and of the later ones whose pair with it is wanted."""
 
 
 def answer_to(question: str, layers: Sequence[Layer], check: bool = True) -> Diagonal | Matrix:
@@ -65,13 +74,15 @@ def cost(question: str, layers: Sequence[Layer], meter: Meter, beside: Sequence[
     """What some layers take, when those of `beside` are tapped too (and counted elsewhere)."""
     every = sorted([*layers, *beside], key=lambda layer: layer.call.order)
     wants = answer_to(question, ()).wants
+    charged = {tap[0] for tap in _shared(every)}
     costs = []
     for layer in layers:
         rows = [other for other in every if other.call.order >= layer.call.order and wants(other, layer)]
         before = _before(wants, every, layer)
         held = meter.column + sum(_bytes(row.gradient) for row in rows)
-        tap = made(layer.call.output.edge.node)
-        costs.append(meter.products(layer.columns, tap, made(layer.gradient.grad_fn), held))
+        if layer in charged:
+            tap = made(layer.call.output.edge.node)
+            costs.append(meter.products(layer.columns, tap, made(layer.gradient.grad_fn), held))
         costs += [_work(row, layer, question != "diagonal", meter) for row in rows]
         if before:
             first = min(made(other.call.output.edge.node) for other in before)
@@ -121,24 +132,107 @@ def run(
     answer: Answer, layers: Sequence[Layer], gradient: Gradient, workspace: int, progress: Progress
 ) -> None:
     """Give the answer all pairs of layers that it wants; `layers` in the order of their calls."""
-    jacobians = {layer: _jacobians(answer, layers, layer, gradient, workspace, progress) for layer in layers}
-    for k, columns in enumerate(layers):
-        rows = [layer for layer in layers[k:] if answer.wants(layer, columns)]
-        held = bytes_per_column([columns.gradient])
+    # The most that a pass holds, whatever it starts from.
+    held = bytes_per_column([layer.gradient for layer in layers])
+    jacobians = {
+        layer: _jacobians(answer, layers, layer, gradient, workspace, held, progress) for layer in layers
+    }
+    shared = _shared(layers)
+    for batch in _batches(shared):
+        columned = [layer for tap in batch.taps for layer in tap]
+        wanted = {row for row in layers if any(_pair(answer.wants, row, own) for own in columned)}
+        rows = [tap for tap in shared if not wanted.isdisjoint(tap)]
         # A product holds its pass, its seed, and its rows in two layouts.
-        size = [columns.gradient, *(2 * [row.gradient for row in rows])]
+        size = [tap[0].gradient for tap in (*batch.taps, *rows, *rows)]
         limit = workspace // (held + sum(map(_bytes, size)))
-        products = partial(_tapped, gradient, columns, rows)
-        for numbers, found in stacks(products, columns.seeds, columns.columns, limit, progress):
-            for row, stack in zip(rows, found, strict=True):
-                jacobian = jacobians[row].get(columns)
-                some = None if jacobian is None else jacobian[numbers.start : numbers.stop]
-                J = None if some is None else row.jacobian_columns(some)
-                answer.add(row, columns, numbers, row.layout(stack), J)
+        products = partial(_tapped, gradient, batch.taps, rows)
+        for numbers, found in stacks(products, batch.seeds, batch.columns, limit, progress):
+            M = {row: stack for tap, stack in zip(rows, found, strict=True) for row in tap}
+            for tap, own, place in batch.members(numbers):
+                for columns in tap:
+                    pairs = [row for row in layers if _pair(answer.wants, row, columns)]
+                    J = [_columns_of(jacobians[row].get(columns), row, own) for row in pairs]
+                    answer.add(pairs, columns, own, [row.layout(M[row][place]) for row in pairs], J)
 
 
-def _tapped(gradient: Gradient, columns: Layer, rows: Sequence[Layer], seed: Tensor) -> Sequence[Tensor]:
-    return gradient.tapped(columns, seed, rows)
+def _pair(wants: Wants, rows: Layer, columns: Layer) -> bool:
+    """Is the block between two layers made by columns of this one?"""
+    return rows.call.order >= columns.call.order and wants(rows, columns)
+
+
+def _columns_of(jacobian: Tensor | None, row: Layer, numbers: range) -> Tensor | None:
+    return None if jacobian is None else row.jacobian_columns(jacobian[numbers.start : numbers.stop])
+
+
+Tap = list[Layer]
+"""Layers whose outputs go into one sum: curvature by one of them is curvature by the others."""
+
+
+def _shared(layers: Iterable[Layer]) -> list[Tap]:
+    """The taps of layers, in the order of their first calls."""
+    taps: dict[int, list[Tap]] = {}
+    for layer in layers:
+        own = taps.setdefault(id(layer.gradient), [])
+        tap = next((tap for tap in own if layer.shares(tap[0])), None)
+        if tap is None:
+            own.append([layer])
+        else:
+            tap.append(layer)
+    return list(chain.from_iterable(taps.values()))
+
+
+def together(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """The layers in groups that are best tapped as a whole: uses of a weight, and layers that share a tap."""
+    groups: list[list[Layer]] = []
+    for tap in _shared(layers):
+        weights = {layer.call.weight for layer in tap}
+        own = [group for group in groups if any(layer.call.weight in weights for layer in group)]
+        groups = [group for group in groups if group not in own]
+        groups.append([*chain.from_iterable(own), *tap])
+    return groups
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Taps of the same weights, with outputs of one shape, whose columns are taken together."""
+
+    taps: list[Tap]
+
+    @property
+    def columns(self) -> int:
+        """Of all of them."""
+        return sum(tap[0].columns for tap in self.taps)
+
+    def members(self, numbers: range) -> Iterator[tuple[Tap, range, slice]]:
+        """The taps that some columns belong to; which of their own, and where they are in a stack."""
+        each = self.taps[0][0].columns
+        for k in range(numbers.start // each, -(-numbers.stop // each)):
+            first, last = max(numbers.start, k * each), min(numbers.stop, (k + 1) * each)
+            place = slice(first - numbers.start, last - numbers.start)
+            yield self.taps[k], range(first - k * each, last - k * each), place
+
+    def seeds(self, numbers: range) -> Tensor:
+        """One-hot columns, [c, taps, *z.shape]."""
+        gradient = self.taps[0][0].gradient
+        seeds = gradient.new_zeros(len(numbers), len(self.taps), *gradient.shape)
+        for tap, own, place in self.members(numbers):
+            seeds[place, self.taps.index(tap)] = tap[0].seeds(own)
+        return seeds
+
+
+def _batches(taps: Iterable[Tap]) -> list[_Batch]:
+    """Taps of many outputs by themselves, uses of weights with few outputs together."""
+    batches: dict[object, list[_Batch]] = {}
+    for tap in taps:
+        own = batches.setdefault((tap[0].form, tap[0].gradient.shape, tap[0].samples), [])
+        if not own or own[-1].columns + tap[0].columns > CHUNK:
+            own.append(_Batch([]))
+        own[-1].taps.append(tap)
+    return list(chain.from_iterable(batches.values()))
+
+
+def _tapped(gradient: Gradient, columns: Sequence[Tap], rows: Sequence[Tap], seeds: Tensor) -> list[Tensor]:
+    return gradient.tapped([tap[0] for tap in columns], seeds.unbind(), [tap[0] for tap in rows])
 
 
 def _before(wants: Wants, layers: Sequence[Layer], layer: Layer) -> list[Layer]:
@@ -154,6 +248,7 @@ def _jacobians(
     layer: Layer,
     gradient: Gradient,
     workspace: int,
+    held: int,
     progress: Progress,
 ) -> dict[Layer, Tensor]:
     """J of a layer by the outputs of those before it: [columns, N, inputs]."""
@@ -161,7 +256,7 @@ def _jacobians(
     if not before:
         return {}
     input = layer.call.input
-    held = bytes_per_column([input]) + _bytes(input) + sum(_bytes(other.gradient) for other in before)
+    held += _bytes(input) + sum(_bytes(other.gradient) for other in before)
     made_of = stacks(
         lambda seed: gradient.moved(layer, seed, before),
         layer.input_seeds,

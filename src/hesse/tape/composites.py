@@ -78,45 +78,53 @@ def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, 
 
 
 def _rnn_cell(
-    activation: Callable[[Tensor], Tensor], inputs: Tensor, state: State, weight: Tensor, bias: Tensor | None
+    activation: Callable[[Tensor], Tensor],
+    input: Tensor,
+    state: State,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
 ) -> State:
-    return (activation(inputs + functional.linear(state[0], weight, bias)),)
+    return (activation(functional.linear(input, w_ih, b_ih) + functional.linear(state[0], w_hh, b_hh)),)
 
 
-def _gru_cell(inputs: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
+def _gru_cell(
+    input: Tensor,
+    state: State,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> State:
     (hidden,) = state
     sizes = [2 * hidden.shape[-1], hidden.shape[-1]]
-    gates, candidate = inputs.split(sizes, -1)
-    own_gates, own_candidate = functional.linear(hidden, weight, bias).split(sizes, -1)
+    gates, candidate = functional.linear(input, w_ih, b_ih).split(sizes, -1)
+    own_gates, own_candidate = functional.linear(hidden, w_hh, b_hh).split(sizes, -1)
     reset, keep = torch.sigmoid(gates + own_gates).chunk(2, -1)
     return (torch.lerp(torch.tanh(candidate + reset * own_candidate), hidden, keep),)
 
 
 def _lstm_cell(
-    inputs: Tensor, state: State, weight: Tensor, bias: Tensor | None, projection: Tensor | None = None
-) -> State:
-    hidden, memory = state
-    gates = inputs + functional.linear(hidden, weight, bias)
-    take, keep, candidate, show = gates.chunk(4, -1)
-    memory = torch.sigmoid(keep) * memory + torch.sigmoid(take) * torch.tanh(candidate)
-    hidden = torch.sigmoid(show) * torch.tanh(memory)
-    return hidden if projection is None else functional.linear(hidden, projection), memory
-
-
-def _step(
-    cell: Callable[..., State],
     input: Tensor,
-    hx: Tensor | State,
+    state: State,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
-) -> Any:
+    w_hr: Tensor | None = None,
+) -> State:
+    hidden, memory = state
+    gates = functional.linear(input, w_ih, b_ih) + functional.linear(hidden, w_hh, b_hh)
+    take, keep, candidate, show = gates.chunk(4, -1)
+    memory = torch.sigmoid(keep) * memory + torch.sigmoid(take) * torch.tanh(candidate)
+    hidden = torch.sigmoid(show) * torch.tanh(memory)
+    return hidden if w_hr is None else functional.linear(hidden, w_hr), memory
+
+
+def _step(cell: Callable[..., State], input: Tensor, hx: Tensor | State, *weights: Tensor | None) -> Any:
     """One step of one layer."""
-    inputs = functional.linear(input, w_ih, b_ih)
-    if isinstance(hx, Tensor):
-        return cell(inputs, (hx,), w_hh, b_hh)[0]
-    return cell(inputs, hx, w_hh, b_hh)
+    return cell(input, (hx,), *weights)[0] if isinstance(hx, Tensor) else cell(input, hx, *weights)
 
 
 def _recurrent(
@@ -133,14 +141,15 @@ def _recurrent(
 ) -> Any:
     """All layers, both ways, step by step.
 
-    Inputs are multiplied by their weight for all steps at once. A step keeps the dimension of time, and the
-    caller's order of dimensions, so that samples stay in one place.
+    A step keeps the dimension of time, and the caller's order of dimensions, so that samples stay in one
+    place. Its input is multiplied by itself, not with those of all steps at once: a sum of two layers is
+    differentiated by once for both.
     """
     time = int(batch_first)
-    if not isinstance(has_biases, bool):  # a packed sequence has its parameters there
-        return NotImplemented
-    if not input.shape[time] or (train and dropout and num_layers > 1):  # an error; random numbers
-        return NotImplemented
+    if not isinstance(has_biases, bool) or (train and dropout and num_layers > 1):
+        return NotImplemented  # a packed sequence, which has its parameters there; random numbers
+    if not 0 < input.shape[time] <= params[0].shape[-1] + params[1].shape[-1]:
+        return NotImplemented  # an error; more outputs of steps to differentiate by than weights
 
     def turned(tensor: Tensor) -> Tensor:
         return tensor.transpose(0, 1) if batch_first else tensor
@@ -154,11 +163,11 @@ def _recurrent(
         for backwards in (False, True)[: 1 + bidirectional]:
             state = initial[len(final)]
             w_ih, w_hh, *others = params[size * len(final) : size * (len(final) + 1)]
-            b_ih, b_hh, *projection = others if has_biases else (None, None, *others)
+            weights = [w_ih, w_hh, *(others if has_biases else (None, None, *others))]
             order = slice(None, None, -1 if backwards else 1)
             steps = []
-            for inputs in functional.linear(input, w_ih, b_ih).split(1, time)[order]:
-                state = cell(inputs, state, w_hh, b_hh, *projection)
+            for step in input.split(1, time)[order]:
+                state = cell(step, state, *weights)
                 steps.append(state[0])
             results.append(torch.cat(steps[order], time))
             final.append(state)

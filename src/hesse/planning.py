@@ -334,10 +334,10 @@ def _sweep(
     try:
         with sweep.refusing():
             way = sweep.route(gradient.tape, gradient.value, gradient.places)
+            estimate = sweep_cost.cost(way, workspace, blocks=question == "blocks")
     except CannotSweep as error:
         return str(error)
-    estimate = sweep_cost.cost(way)
-    cost = meter.walk(len(way.steps), estimate.flops, estimate.peak_bytes)
+    cost = meter.walk(estimate.calls, estimate.flops, estimate.peak_bytes)
     covered = way.covered if planned is None else way.covered & set(planned)
     beside: Mapping[int, Cost] = {}
     if not covered.issuperset(gradient.curved):
@@ -345,27 +345,28 @@ def _sweep(
         beside = {i: cost for i, cost in costs.items() if i not in covered}
     pieces = [*(entry.leaves[0] for entry in way.probed(covered)), *beside]
     if question == "blocks":
-        cost = cost + total(_matrix(entry, meter) for entry in way.entries)
+        cost = cost + total(_matrix(entry, meter, estimate.chunks) for entry in way.entries)
         pieces = [*covered, *beside]
     count = "1 call" if len(way.steps) == 1 else f"{len(way.steps)} calls"
     unknown = f", {', '.join(estimate.unknown)} by autograd" if estimate.unknown else ""
+    chunks = f", in {estimate.chunks} chunks of {estimate.size} samples" if estimate.chunks > 1 else ""
     return _Option(
         "sweep",
         cost + total(beside.values()),
         dict.fromkeys(covered, "read from the curvature on the way"),
         pieces,
-        f"one walk back over {count}{unknown}, without products{_others(problem, beside, covered)}",
+        f"one walk back over {count}{unknown}{chunks}, without products{_others(problem, beside, covered)}",
         dict.fromkeys(beside, "does not enter linearly, only once, where samples are apart"),
     )
 
 
-def _matrix(entry: Entry, meter: Meter) -> Cost:
+def _matrix(entry: Entry, meter: Meter, chunks: int) -> Cost:
     """What it takes to make a block of what was read on the way, with its parameters joined."""
     count, width = entry.place.count, entry.like.element_size()
-    moved = width * (6 * entry.size**2 + 8 * entry.like.numel() * entry.size * (entry.positions > 1))
-    held = width * (2 * entry.size**2 + entry.like.numel() ** 2 // count)
-    calls = 8 * entry.like.numel() // count // entry.positions
-    return meter.arithmetic(2 * count * entry.positions * entry.size**2, moved, held, calls)
+    again = 8 * entry.like.numel() * entry.size * (entry.positions > 1)
+    moved = width * (6 * chunks * entry.size**2 + again)
+    calls = chunks * 8 * entry.like.numel() // count // entry.positions
+    return meter.arithmetic(2 * count * entry.positions * entry.size**2, moved, calls=calls)
 
 
 _OPTIONS = {"sweep": _sweep, "taps": _taps, "dense": _dense}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -362,9 +363,7 @@ def rerun(
                     leaves[value] = (content if shape is None else content.expand(shape)).requires_grad_()
                 content = leaves[value]
             arguments[position] = content.clone() if overwritten else content
-        result = call.again(arguments)
-        made = [arguments[0]] if call.func is Tensor.__setitem__ else leaves_of(result)
-        results = [t for t in made if isinstance(t, Tensor) and t.requires_grad]
+        results = results_of(call, arguments)
     if len(results) != len(call.outputs):
         raise CannotSweep(f"{call.name} made other results when it was run again")
     for result, output in zip(results, call.outputs, strict=True):
@@ -372,6 +371,13 @@ def rerun(
         if not same and not torch.allclose(result, output.tensor, 1e-4, 1e-6, equal_nan=True):
             raise CannotSweep(f"{call.name} gave another result when it was run again")
     return leaves, results
+
+
+def results_of(call: Call, arguments: Sequence[Any]) -> list[Tensor]:
+    """What the call makes of other arguments, where it requires grad."""
+    result = call.again(arguments)
+    made = [arguments[0]] if call.func is Tensor.__setitem__ else leaves_of(result)
+    return [t for t in made if isinstance(t, Tensor) and t.requires_grad]
 
 
 def slopes_of(leaves: Mapping[Value, Tensor], results: Sequence[Tensor]) -> dict[Value, Tensor]:

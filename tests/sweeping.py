@@ -60,11 +60,15 @@ def swept(function, tensors, count):
         return sweep.diagonal(way, way.covered)
 
 
-def check(function, tensors, count, covered=None):
-    """The sweep equals plain double backward, for all tensors or the ones that must be covered."""
+def check(function, tensors, count, covered=None, live=()):
+    """The sweep equals plain double backward, for all tensors or the ones that must be covered.
+
+    `live`: the tensors that must be kept alive on the way, all others may not be.
+    """
     value, tape, samples = recorded(function, tensors, count)
     with sdpa_kernel(SDPBackend.MATH):
-        way = sweep.route(tape, value, samples)
+        way = sweep.route(tape, value, samples, set(live))
+        assert way.live == set(live)
         found, probes = sweep.diagonal(way, way.covered)
         squares = sweep.blocks(way, way.covered)
     assert set(found) == set(range(len(tensors)) if covered is None else covered)

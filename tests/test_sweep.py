@@ -8,6 +8,7 @@ from cases import Cubed, classes, of_model, x
 from hesse.blocks import CannotSweep
 from hesse.methods import sweep
 from hesse.methods.sweep_cost import cost
+from hesse.methods.sweep_live import LiveLeaves
 from oracle import hessian_matrix, relative_error
 from questions import BLOCKS
 from sweeping import check, recorded, swept
@@ -376,7 +377,8 @@ def test_rank_of_relu_network_is_the_number_of_outputs():
     def take(entry, block):
         ranks.append(sum(len(columns) for _, columns in block.factors))
 
-    sweep.run(way_of(model, classified, 1, 6, 6), take)
+    way = way_of(model, classified, 1, 6, 6)
+    sweep.run(way, take, LiveLeaves(way.depends, "diagonal"))
     assert ranks[1:] == [3] * 4
 
 

@@ -257,7 +257,7 @@ class _Work:
         tape = self.gradient.tape
         assert tape is not None
         with sweep.refusing():
-            way = sweep.route(tape, self.gradient.value, self.gradient.places)
+            way = sweep.route(tape, self.gradient.value, self.gradient.places, leaves)
             if self.question == "blocks":  # which are checked where they are joined with the others
                 return sweep.blocks(way, leaves), []
             return sweep.diagonal(way, leaves, check)

@@ -28,11 +28,17 @@ class CannotSweep(Exception):  # noqa: N818
     """A function without the structure that a walk with blocks needs; the message says what is missing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unit:
-    """The columns that are a value's own coordinates, the first of them column `start` of the term."""
+    """The columns that are a value's own coordinates.
+
+    Attributes:
+        start: number of the first in the term.
+        scale: what each is multiplied by, of the value's shape; None is one.
+    """
 
     start: int = 0
+    scale: Tensor | None = None
 
 
 Columns = dict[Value, Tensor | Unit]
@@ -148,7 +154,7 @@ class Block:
     crosses: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-Apply = Callable[[Tensor], Tensor]
+Apply = Callable[..., Tensor]
 
 
 def crowded(rank: int, widths: Sequence[int]) -> bool:
@@ -177,6 +183,9 @@ class Curvature:
     def __init__(self, samples: Mapping[Value, Samples]) -> None:
         self.samples = samples
         self.terms: list[Term] = []
+        self._spare: Tensor | None = (
+            None  # memory of an earlier block: to get new pages takes as long as a product
+        )
 
     def width(self, value: Value) -> int:
         """Coordinates of one sample."""
@@ -212,15 +221,45 @@ class Curvature:
                     left, right = (self.stack(value, columns, term.rank) for columns in sides)
                     block.crosses.append((left, right))
             elif isinstance(columns := term.columns.get(value), Unit):
-                own = self._own(value, columns)
+                own, scale = self._own(value, columns), columns.scale
                 if term.core.dim() == 3:
-                    block.dense = _sum(block.dense, term.core[:, own, own])
+                    dense = self._scaled(
+                        self._scaled(term.core[:, own, own], value, scale, 1), value, scale, 2
+                    )
+                    block.dense = _sum(block.dense, dense)
                 else:
                     diagonal = place.back(term.core[:, own].reshape(place.first(value.tensor).shape))
-                    block.diagonal = _sum(block.diagonal, diagonal)
+                    block.diagonal = _sum(block.diagonal, times(times(diagonal, scale), scale))
             elif columns is not None:
                 block.factors.append((term.core, columns))
         return block
+
+    def along(self, stacks: Mapping[Value, Tensor], of: Callable[[Value], bool]) -> dict[Value, Tensor]:
+        """The curvature times stacks of columns of some values: stacks of those values `of` which."""
+        found: dict[Value, Tensor] = {}
+        for term in self.terms:
+            met = [value for value in stacks if value in term.values]
+            wanted = [value for value in term.values if of(value)] if met else []
+            if isinstance(term, Diagonal):
+                parts = ((w, stacks[v] * term.between(v, w)) for v in met for w in wanted)
+            else:
+                parts = ((w, part) for v in met for w, part in self._along(term, v, stacks[v], wanted))
+            for value, part in parts:
+                found[value] = _sum(found.get(value), part)
+        return found
+
+    def _along(
+        self, term: Factor | Cross, value: Value, stack: Tensor, wanted: Sequence[Value]
+    ) -> Iterator[tuple[Value, Tensor]]:
+        """A stack of columns of a value times its blocks with others, as stacks of these."""
+        for rows, columns in self._rows(term, value):
+            inner = self.samples[value].flat(stack, 1).transpose(0, 1) @ rows  # N, columns, rank
+            for w in (w for w in wanted if w in columns):
+                place, by = self.samples[w], columns[w]
+                matrix = None if isinstance(by, Unit) else place.flat(by, 1).transpose(0, 1)
+                part = inner[:, :, self._own(w, by)] if matrix is None else inner @ matrix
+                shape = place.first(w.tensor.detach()).shape
+                yield w, place.back(part.transpose(0, 1).reshape(-1, *shape), 1)
 
     def stack(self, value: Value, columns: Tensor | Unit, rank: int) -> Tensor:
         """Columns as a stack. Where they are the same for all samples, these share their memory."""
@@ -230,18 +269,30 @@ class Curvature:
         ones = torch.zeros(rank, width, dtype=tensor.dtype, device=tensor.device)
         ones[columns.start : columns.start + width].diagonal().fill_(1)
         shape = place.first(tensor.detach()).shape
-        return place.back(ones.view(rank, 1, *shape[1:]).expand(rank, *shape), 1)
+        return times(place.back(ones.view(rank, 1, *shape[1:]).expand(rank, *shape), 1), columns.scale)
+
+    def weights(self, value: Value, unit: Unit, rank: int) -> Tensor:
+        """The scale of every column of a unit, [rank, N]; zero for columns that are no coordinate."""
+        assert unit.scale is not None
+        scale = self.samples[value].flat(unit.scale)
+        whole = scale.new_zeros(rank, len(scale))
+        whole[self._own(value, unit)] = scale.T
+        return whole
+
+    def weighted(self, value: Value, stack: Tensor, weights: Tensor) -> Tensor:
+        """A stack with its columns weighted, [rank, N]."""
+        place = self.samples[value]
+        first = place.first(stack, 1)
+        return place.back(first * weights.view(*weights.shape, *(1,) * (first.dim() - 2)), 1)
+
+    def _scaled(self, block: Tensor, value: Value, scale: Tensor | None, dim: int) -> Tensor:
+        """A block with the coordinates of a value along a dimension, times their scale."""
+        return block if scale is None else block * self.samples[value].flat(scale).unsqueeze(3 - dim)
 
     def factor(self, term: Diagonal) -> Factor:
         """A diagonal term as one with stacks."""
         place = self.samples[next(iter(term.scales))]
-        core = place.flat(term.core)
-        columns: Columns = {}
-        for value, scale in term.scales.items():
-            columns[value] = Unit()
-            if scale is not None:
-                columns[value] = self.stack(value, Unit(), core.shape[1]) * scale
-        return Factor(core, columns)
+        return Factor(place.flat(term.core), {value: Unit(0, scale) for value, scale in term.scales.items()})
 
     def is_dense(self, term: Term, repeated: bool = False) -> bool:
         """Is the term a dense block over all values that it knows of?
@@ -251,7 +302,7 @@ class Curvature:
         return (
             isinstance(term, Factor)
             and term.core.dim() == 3
-            and all(isinstance(columns, Unit) for columns in term.columns.values())
+            and all(isinstance(columns, Unit) and columns.scale is None for columns in term.columns.values())
             and (repeated or sum(map(self.width, term.columns)) == term.rank)
         )
 
@@ -267,11 +318,15 @@ class Curvature:
             _put(term.core[:, own], left(term.core[:, own]))
             term.columns[u] = term.columns.pop(v)
             return term
-        side = right(term.core[:, :, own])
-        square = contiguous(left(side[:, own]))
         starts, width = self._starts([*old, u])
         if not old:
+            side = right(term.core, self._spare)
+            square = contiguous(left(side, term.core))
+            if side.data_ptr() != square.data_ptr():
+                self._spare = side
             return Factor(square, starts)
+        side = right(term.core[:, :, own])
+        square = contiguous(left(side[:, own]))
         new = {w: self._own(w, unit) for w, unit in starts.items()}
         core = side.new_empty(len(side), width, width)
         for w in old:
@@ -371,7 +426,7 @@ class Curvature:
         columns = term.columns[value]
         if isinstance(columns, Unit):
             core = term.core if term.core.dim() == 3 else torch.diag_embed(term.core)
-            yield core[:, self._own(value, columns)], term.columns
+            yield self._scaled(core[:, self._own(value, columns)], value, columns.scale, 1), term.columns
         else:
             rows = self._by_sample(value, columns)
             yield rows * term.core.unsqueeze(1) if term.core.dim() == 2 else rows @ term.core, term.columns
@@ -387,7 +442,7 @@ class Curvature:
         """Add rows times columns to the block of a pair; `own`: a block of rows may be overwritten later."""
         value, block = pair[1], blocks.get(pair)
         if isinstance(columns, Unit):
-            part = rows[:, :, self._own(value, columns)]
+            part = self._scaled(rows[:, :, self._own(value, columns)], value, columns.scale, 2)
             blocks[pair] = (part if own else part.clone()) if block is None else block.add_(part)
             return
         matrix = self.samples[value].flat(columns, 1).transpose(0, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -332,29 +333,88 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
         return "no samples were found that do not touch"
     try:
         with sweep.refusing():
-            way = sweep.route(gradient.tape, gradient.value, gradient.places)
+            walk = _walk(question, meter, planned)
     except CannotSweep as error:
         return str(error)
-    estimate = sweep_cost.cost(way)
-    cost = meter.walk(len(way.steps), estimate.pulls, estimate.flops, estimate.peak_bytes)
+    way = walk.way
     covered = way.covered if planned is None else way.covered & set(planned)
     beside: Mapping[int, Cost] = {}
     if not covered.issuperset(gradient.reached):
         costs = dense.costs(question, meter, meter.workspace)
         beside = {i: cost for i, cost in costs.items() if i not in covered}
-    pieces = [*(entry.leaves[0] for entry in way.probed(covered)), *beside]
+    pieces = [
+        *(entry.leaves[0] for entry in way.probed(covered)),
+        *(leaves[0] for leaves in walk.live),
+        *beside,
+    ]
     if question == "blocks":
-        cost = cost + total(_matrix(entry, meter) for entry in way.entries)
         pieces = [*covered, *beside]
     count = "1 call" if len(way.steps) == 1 else f"{len(way.steps)} calls"
-    unknown = f", {', '.join(estimate.unknown)} by autograd" if estimate.unknown else ""
+    unknown = f", {', '.join(walk.unknown)} by autograd" if walk.unknown else ""
     return _Option(
         "sweep",
-        cost + total(beside.values()),
-        dict.fromkeys(covered, "read from the curvature on the way"),
+        walk.cost + total(beside.values()),
+        {
+            i: "carried along the way" if i in way.live else "read from the curvature on the way"
+            for i in covered
+        },
         pieces,
         f"one walk back over {count}{unknown}, without products{_others(problem, beside, covered)}",
-        dict.fromkeys(beside, "does not enter linearly, only once, where samples are apart"),
+        dict.fromkeys(
+            beside, "enters several times or not linearly; products take less than carrying it along"
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A sweep, and what it takes: for the leaves that it keeps alive, and altogether."""
+
+    way: sweep.Route
+    live: Mapping[tuple[int, ...], Cost]
+    cost: Cost
+    unknown: Sequence[str]
+
+
+def _walk(question: str, meter: Meter, planned: Collection[int] | None) -> _Walk:
+    """The sweep that keeps those leaves alive for which that takes less than products, in what is left."""
+    walk = _walked(question, meter, frozenset(meter.gradient.reached if planned is None else planned))
+    while planned is None:
+        losing = [leaves for leaves, cost in walk.live.items() if cost.seconds > _products(meter, leaves)]
+        if not losing and walk.live and walk.cost.bytes > meter.left:
+            losing = [max(walk.live, key=lambda leaves: walk.live[leaves].bytes)]
+        if not losing:
+            break
+        walk = _walked(question, meter, walk.way.live.difference(*losing))
+    if planned is None and walk.live:
+        with suppress(CannotSweep):
+            short = _walked(question, meter, frozenset())
+            beside = sum(_products(meter, leaves) for leaves in walk.live)
+            walk = min(walk, short, key=lambda w: w.cost.seconds + beside * (w is short))
+    return walk
+
+
+def _walked(question: str, meter: Meter, live: Set[int]) -> _Walk:
+    gradient = meter.gradient
+    assert gradient.tape is not None
+    way = sweep.route(gradient.tape, gradient.value, gradient.places, live)
+    estimate = sweep_cost.cost(way, matrices=question == "blocks")
+    width = gradient.value.element_size()
+    kept = {
+        leaves: meter.arithmetic(work.operations, work.moved * width, work.held * width, work.calls)
+        for leaves, work in estimate.live.items()
+    }
+    cost = meter.walk(len(way.steps), estimate.pulls, estimate.flops, estimate.peak_bytes)
+    if question == "blocks":
+        cost = cost + total(_matrix(entry, meter) for entry in way.entries)
+    return _Walk(way, kept, cost + total(kept.values()), estimate.unknown)
+
+
+def _products(meter: Meter, leaves: Sequence[int]) -> float:
+    """Seconds of one product per coordinate, which is about twice a pass over the function's graph."""
+    gradient = meter.gradient
+    return 2 * sum(
+        meter.least(gradient.leaves[i].numel(), gradient.first_uses.get(i, 0)).seconds for i in leaves
     )
 
 

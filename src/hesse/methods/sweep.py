@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from hesse.blocks import Block, CannotSweep, Columns, Cross, Curvature, Diagonal, Term, Unit
+from hesse.methods.sweep_live import LiveLeaves
 from hesse.parameters import Entry, entries
 from hesse.probe import Probe, random_signs
 from hesse.runtime.batches import loops_allowed
@@ -32,6 +33,7 @@ from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import Samples
+from hesse.tape.uses import Use, Uses
 
 
 @contextmanager
@@ -54,11 +56,13 @@ class Step:
 
     Attributes:
         call: as a function of the values that curvature is carried to.
-        entries: where parameters enter it.
+        entries: where parameters enter it that have no other uses.
+        uses: where leaves that are alive enter it.
     """
 
     call: Local
     entries: list[Entry] = field(default_factory=list)
+    uses: list[Use] = field(default_factory=list)
 
 
 @dataclass
@@ -69,16 +73,23 @@ class Route:
         loss: the value it starts from.
         steps: the calls, last first.
         samples: where the samples are in every value on the way.
+        depends: the live leaves that a value on the way is a function of.
     """
 
     loss: Value
     steps: list[Step]
     samples: dict[Value, Samples]
+    depends: dict[Value, Set[int]]
 
     @property
     def covered(self) -> set[int]:
-        """The leaves whose curvature is read on the way."""
-        return {leaf for entry in self.entries for leaf in entry.leaves}
+        """The leaves whose curvature is read on the way, or carried along."""
+        return self.live.union(*(entry.leaves for entry in self.entries))
+
+    @property
+    def live(self) -> set[int]:
+        """The leaves that are alive on the way."""
+        return {leaf for step in self.steps for use in step.uses for leaf in use.leaves}
 
     @property
     def entries(self) -> list[Entry]:
@@ -92,23 +103,33 @@ class Route:
         return [*others, *own[-1:]]
 
 
-def route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]) -> Route:
+def route(
+    tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None], live: Set[int] = frozenset()
+) -> Route:
     """Find the way from the loss to the parameters.
 
-    `samples`: where they are in every value of the tape; None for values that have nothing to do with them.
+    Args:
+        tape: the calls.
+        value: the loss.
+        samples: where they are in every value of the tape; None for values that have nothing to do with them.
+        live: the leaves that may be kept alive, where their curvature cannot be read in one place.
 
     Raises:
         CannotSweep: the function does not have the structure; the message is a reason for the plan.
     """
-    if tape not in _ROUTES:
-        _ROUTES[tape] = _route(tape, value, samples)
-    return _ROUTES[tape]
+    known = _ROUTES.setdefault(tape, [])
+    for allowed, way in known:
+        if allowed >= live >= way.live:
+            return way
+    known.append((live, _route(tape, value, samples, live)))
+    return known[-1][1]
 
 
-_ROUTES: WeakKeyDictionary[Recorder, Route] = WeakKeyDictionary()  # a plan finds it, then a walk takes it
+# A plan finds them, then a walk takes one; with the leaves that were allowed to live.
+_ROUTES: WeakKeyDictionary[Recorder, list[tuple[Set[int], Route]]] = WeakKeyDictionary()
 
 
-def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None]) -> Route:
+def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None], live: Set[int]) -> Route:
     loss = tape.value_of(value)
     if tape.hidden:
         raise CannotSweep(tape.hidden)
@@ -117,18 +138,24 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
         raise CannotSweep("values are of different dtypes")
     places = _placed(calls, samples)
     uses = Counter(value for call in calls for value in call.inputs.values())
-    wanted: set[Value] = set()
+    alive = Uses(calls, places, live)
+    depends: dict[Value, Set[int]] = {}
     steps = []
     for call in calls:
-        inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in wanted]
+        inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in depends]
         step = Step(local(call, inputs, places))
         step.entries = list(entries(step.call, uses))
-        if inputs or step.entries:
-            wanted.update(call.outputs)
+        read = {leaf for entry in step.entries for leaf in entry.leaves}
+        step.uses = [use for use in alive.of(step.call) if read.isdisjoint(use.leaves)]
+        if inputs or step.entries or step.uses:
+            on = {leaf for use in step.uses for leaf in use.leaves}.union(
+                *(depends[value] for value in inputs)
+            )
+            depends.update(dict.fromkeys(call.outputs, on))
             steps.append(step)
-    if not any(step.entries for step in steps):
+    if not any(step.entries or step.uses for step in steps):
         raise CannotSweep("no parameter enters linearly, and only once, where samples are apart")
-    return Route(loss, steps[::-1], places)
+    return Route(loss, steps[::-1], places, depends)
 
 
 def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> dict[Value, Samples]:
@@ -162,8 +189,10 @@ def leading_to(loss: Value, calls: list[Call]) -> list[Call]:
     return found[::-1]
 
 
-def run(way: Route, take: Take) -> None:
+def run(way: Route, take: Take, live: LiveLeaves) -> None:
     """Walk; at every place where parameters enter, `take` gets the curvature of the result.
+
+    `live` is told of all that it needs to know about the leaves that are alive.
 
     Raises:
         CannotSweep: met a call that cannot be taken out exactly.
@@ -180,6 +209,9 @@ def run(way: Route, take: Take) -> None:
         for entry in step.entries:
             take(entry, curvature.at(call.outputs[0]))
         given = [adjoints.pop(value, None) for value in call.outputs]
+        for use in step.uses:
+            live.enter(use, curvature, given)
+        live.pull(call)
         _pull_curvature(call, curvature)
         if call.inputs:
             for term in call.curvature(given):
@@ -227,15 +259,23 @@ def _pull_columns(columns: Columns, rank: int, call: Local, curvature: Curvature
     given = [columns.pop(value, None) for value in call.outputs]
     if all(c is None for c in given):
         return
-    if call.copies and isinstance(given[0], Unit) and columns.keys().isdisjoint(call.inputs):
-        columns |= dict.fromkeys(call.inputs, given[0])
-        return
+    weights = None
+    first = given[0]
+    if isinstance(first, Unit) and len(given) == 1:
+        units = call.pull_unit(first)
+        if units is not None and columns.keys().isdisjoint(units):
+            columns |= units
+            return
+        if first.scale is not None:  # columns that all samples share are weighted when they are pulled
+            weights = curvature.weights(call.outputs[0], first, rank)
+            given = [Unit(first.start)]
     stacks = [
         None if c is None else curvature.stack(value, c, rank)
         for value, c in zip(call.outputs, given, strict=True)
     ]
     for value, stack in call.pull(stacks).items():
         known = columns.get(value)
+        stack = stack if weights is None else curvature.weighted(value, stack, weights)
         columns[value] = stack if known is None else stack + curvature.stack(value, known, rank)
 
 
@@ -263,8 +303,9 @@ def diagonal(way: Route, leaves: Set[int], check: bool = True) -> tuple[dict[int
         norm = float(diagonal.norm())
         probes.append(Probe(rows, rows, list(vector.values()), [product[i] for i in rows], norm))
 
-    run(way, take)
-    return found, probes
+    live = LiveLeaves(way.depends, "diagonal", check)
+    run(way, take, live)
+    return found | live.parts(), [*probes, *live.probes()]
 
 
 def blocks(way: Route, leaves: Set[int]) -> dict[tuple[int, int], Tensor]:
@@ -275,5 +316,6 @@ def blocks(way: Route, leaves: Set[int]) -> dict[tuple[int, int], Tensor]:
         if not leaves.isdisjoint(entry.leaves):
             found.update({(i, i): part for i, part in entry.matrix(block).items() if i in leaves})
 
-    run(way, take)
-    return found
+    live = LiveLeaves(way.depends, "blocks")
+    run(way, take, live)
+    return found | {(i, i): part for i, part in live.parts().items()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
 from hesse.blocks import crowded
 from hesse.methods.sweep import Route
+from hesse.methods.sweep_live_cost import LiveSketch, Work
 from hesse.parameters import HELD
 from hesse.tape.layers import layer_call
 from hesse.tape.local import Local
@@ -23,12 +24,14 @@ class Cost:
         pulls: how often a term is pulled through a call.
         peak_bytes: the most memory that blocks and the gradients read from them take at a time.
         unknown: names of calls that are not in the table, which are differentiated by themselves.
+        live: what the leaves that are kept alive take beside, by those that are so together.
     """
 
     flops: int
     pulls: int
     peak_bytes: int
     unknown: tuple[str, ...]
+    live: Mapping[tuple[int, ...], Work]
 
 
 @dataclass(eq=False)
@@ -57,10 +60,11 @@ class _Sketch:
         return self.rank * self.elements + self.dense * count * self.rank**2
 
 
-def cost(way: Route) -> Cost:
+def cost(way: Route, matrices: bool = False) -> Cost:
     """The walk of `sweep.run` with ranks in place of columns.
 
     Smooth calls are taken to add all that they may, so a function that happens to be flatter costs less.
+    `matrices`: of leaves that are kept alive, not only diagonals are made.
     """
     count = max(place.count for place in way.samples.values())
 
@@ -71,6 +75,7 @@ def cost(way: Route) -> Cost:
         known = set(values)
         return _Sketch(known, sum(value.tensor.numel() for value in known), rank, **kind)
 
+    live = LiveSketch(way.depends, matrices)
     terms: list[_Sketch] = []
     alive: set[Value] = set()
     flops = pulls = peak = 0
@@ -100,7 +105,10 @@ def cost(way: Route) -> Cost:
             reading = max(reading, count * entry.size * sum(term.rank for term in columns))
         flops += sum(term.rank for term in columns) * _work(call)
         pulled = max((term.held(count) for term in touched), default=0)
-        peak = max(peak, sum(term.held(count) for term in terms) + pulled + min(HELD, reading))
+        for use in step.uses:
+            live.enter(use, touched)
+        peak = max(peak, sum(term.held(count) for term in terms) + live.held + pulled + min(HELD, reading))
+        live.pull(call, _work(call))
         for term in touched:
             term.pull(call)
         terms = [term for term in terms if term.values]
@@ -111,7 +119,7 @@ def cost(way: Route) -> Cost:
             terms += [sketch(call.inputs, rank)] if rank else []
             alive.update(call.inputs if rank else chain(*diagonals))
     unknown = tuple(dict.fromkeys(step.call.call.name for step in way.steps if step.call.unknown))
-    return Cost(flops, pulls, peak * way.loss.tensor.element_size(), unknown)
+    return Cost(flops, pulls, peak * way.loss.tensor.element_size(), unknown, live.work)
 
 
 def _work(call: Local) -> int:

@@ -37,7 +37,7 @@ class Convolution(Local):
         once = stack[:, :1] if stack.stride(1) == 0 else stack
         return {value: self._pulled(once).expand(*stack.shape[:2], *value.tensor.shape[1:])}
 
-    def pull_right(self, rows: Tensor) -> Tensor:
+    def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """As they lie, where every image is a sample."""
         (output,) = self.outputs
         if len(rows) < len(output.tensor):

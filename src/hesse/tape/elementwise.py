@@ -77,12 +77,16 @@ class Elementwise(Separable):
         assert stack is not None
         return {value: onto(times(stack, slope), value) for value, slope in self.slopes.items()}
 
-    @property
-    def copies(self) -> bool:
-        """Is it a plain sum?"""
-        return self._is_sum and all(v.tensor.shape == self.outputs[0].tensor.shape for v in self.inputs)
+    def pull_unit(self, unit: Unit) -> dict[Value, Unit] | None:
+        """Multiply the scale by the slopes, unless an input is broadcast."""
+        if any(value.tensor.shape != self.outputs[0].tensor.shape for value in self.inputs):
+            return None
+        return {
+            value: Unit(unit.start, slope if unit.scale is None else times(unit.scale, slope))
+            for value, slope in self.slopes.items()
+        }
 
-    def pull_right(self, rows: Tensor) -> Tensor:
+    def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Multiply by the slopes, in place."""
         (value,) = self.inputs
         slope = self.slopes[value]

@@ -45,10 +45,9 @@ class Local:
         """Is a diagonal term of these values, pulled through this call, still a diagonal one?"""
         return self.kind is Kind.VIEW and len(values) == 1 and len(self.inputs) == 1
 
-    @property
-    def copies(self) -> bool:
-        """Is the derivative by every input the identity, sample by sample?"""
-        return False
+    def pull_unit(self, unit: Unit) -> dict[Value, Unit] | None:
+        """The coordinates of the only result, pulled back to all inputs, if they are coordinates there."""
+        return None
 
     @property
     def unknown(self) -> bool:
@@ -84,14 +83,14 @@ class Local:
             found = list(torch.vmap(product)(*stacks))
         return dict(zip(leaves, found, strict=True))
 
-    def pull_right(self, rows: Tensor) -> Tensor:
+    def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """A block [N, k, f] times the Jacobian of the only result, sample by sample; may overwrite it."""
         ((value,), (output,)) = self.inputs, self.outputs
         stack = rows.transpose(0, 1).reshape(rows.shape[1], len(rows), *self._shape(output))
         pulled = self.pull([self.samples[output].back(stack, 1)])[value]
         return self.samples[value].flat(pulled, 1).transpose(0, 1)
 
-    def pull_left(self, columns: Tensor) -> Tensor:
+    def pull_left(self, columns: Tensor, out: Tensor | None = None) -> Tensor:
         """The transposed Jacobian times a block [N, f, k], likewise."""
         return self.pull_right(columns.transpose(1, 2)).transpose(1, 2)
 
@@ -188,9 +187,15 @@ class Local:
 
 
 def rerun(
-    call: Call, inputs: Sequence[Value], shape: torch.Size | None = None
+    call: Call,
+    inputs: Sequence[Value],
+    shape: torch.Size | None = None,
+    attached: Collection[Value] = (),
 ) -> tuple[dict[Value, Tensor], list[Tensor]]:
-    """The call once more, the inputs being leaves of their own, broadcast to `shape` where one is given."""
+    """The call once more, the inputs being leaves of their own, broadcast to `shape` where one is given.
+
+    `attached`: the arguments that keep their graph.
+    """
     with torch.enable_grad():
         leaves: dict[Value, Tensor] = {}
         arguments = list(call.arguments)
@@ -204,6 +209,8 @@ def rerun(
                     content = content.detach()
                     leaves[value] = (content if shape is None else content.expand(shape)).requires_grad_()
                 content = leaves[value]
+            elif value in attached:
+                content = value.tensor
             arguments[position] = content.clone() if overwritten else content
         result = call.again(arguments)
         made = [arguments[0]] if call.func is Tensor.__setitem__ else leaves_of(result)

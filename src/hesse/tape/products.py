@@ -97,13 +97,22 @@ class LinearMap(Local):
         once = stack.narrow(dim, 0, 1) if dim and stack.stride(dim) == 0 else stack
         return {value: torch.matmul(once, self._weight).expand(*stack.shape[:-1], -1)}
 
-    def pull_right(self, rows: Tensor) -> Tensor:
+    def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Of every position by itself: features come last in a sample."""
-        return torch.matmul(rows.unflatten(2, (-1, len(self._weight))), self._weight).flatten(2)
+        parts = rows.unflatten(2, (-1, len(self._weight)))
+        out = self._fitting(out, (*parts.shape[:3], self._weight.shape[1]))
+        return torch.matmul(parts, self._weight, out=out).flatten(2)
 
-    def pull_left(self, columns: Tensor) -> Tensor:
+    def pull_left(self, columns: Tensor, out: Tensor | None = None) -> Tensor:
         """From the left, which saves to transpose."""
-        return torch.matmul(self._weight.T, columns.unflatten(1, (-1, len(self._weight)))).flatten(1, 2)
+        parts = columns.unflatten(1, (-1, len(self._weight)))
+        out = self._fitting(out, (*parts.shape[:2], self._weight.shape[1], parts.shape[3]))
+        return torch.matmul(self._weight.T, parts, out=out).flatten(1, 2)
+
+    def _fitting(self, out: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        """Memory for a result, if it is of the right size."""
+        fits = out is not None and out.is_contiguous() and out.numel() == torch.Size(shape).numel()
+        return out.view(shape) if out is not None and fits else None
 
     def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
         """None."""

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.blocks import CannotSweep
+from hesse.blocks import CannotSweep, Unit
 from hesse.tape.local import Local
 from hesse.tape.record import Value, leaves_of
 
@@ -30,9 +30,16 @@ class View(Local):
             whole.index_copy_(1, places.flatten(), stack.flatten(1))
         return {value: whole.view(-1, *shape)}
 
+    def pull_unit(self, unit: Unit) -> dict[Value, Unit] | None:
+        """As they are, where the elements of a sample keep their order."""
+        if not self._keeps_order:
+            return None
+        (value,) = self.inputs
+        scale = unit.scale
+        return {value: Unit(unit.start, None if scale is None else self.pull([scale.unsqueeze(0)])[value][0])}
+
     @cached_property
-    def copies(self) -> bool:
-        """Do the elements of a sample keep their order?"""
+    def _keeps_order(self) -> bool:
         (value,) = self.inputs
         if len(self.outputs) > 1 or self.samples[value].count != self.samples[self.outputs[0]].count:
             return False

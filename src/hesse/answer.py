@@ -121,7 +121,7 @@ def _looked_at(
             evaluation = held.enter_context(evaluated(problem, strict, create_graph, structure))
             again = evaluation.value
         else:
-            again = value_of(problem, create_graph)
+            again = value_of(problem, create_graph, structure)
         require_deterministic(value, again)
         gradient = Gradient(evaluation, found)
         if strict:

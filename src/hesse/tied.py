@@ -170,9 +170,8 @@ class MatrixByOutputs(ByOutputs):
         """See `ByOutputs`; all that were met as one layer."""
         parts = [self._columns(now.layer, strand, rows) for strand, rows in met]
         M, J = (torch.cat(those, 2) for those in zip(*parts, strict=True))
-        self._pairs.add(
-            Joined([strand.layer for strand, _ in met]), now.layer, range(now.layer.columns), M, J
-        )
+        uses = Joined([strand.layer for strand, _ in met])
+        self._pairs.add([uses], now.layer, range(now.layer.columns), [M], [J])
 
     def _columns(self, layer: Layer, met: LayerRows, rows: Tensor) -> tuple[Tensor, Tensor]:
         """M and J by the outputs of a layer, as columns: [c, N, T, G, O] and [c, N, T, G, I]."""

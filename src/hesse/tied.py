@@ -2,7 +2,7 @@ r"""Weights of linear layers that are used several times: live leaves with a row
 
 Where the uses of a weight have fewer outputs and inputs than it has coordinates, the walk keeps for every use
 that it has met the rows of M, the curvature by its outputs, and of J, the derivative of its inputs, by the
-values that are alive (see `hesse.layers`). With $\gamma$ the adjoint of a use t, and s any use before it, all have
+values that are alive (see `hesse.layers`). With $\gamma$ the adjoint of a use t and s any before it, all have
 
 $$\frac{\partial^2 f}{\partial W_{oi}\,\partial W_{pq}} = \sum_t M_{to,tp}\, a_{ti}\, a_{tq}
   + \sum_{s < t} \bigl( M_{to,sp}\, a_{ti} + \gamma_{to}\, J_{ti,sp} \bigr)\, a_{sq} + \dots,$$
@@ -170,9 +170,8 @@ class MatrixByOutputs(ByOutputs):
         """See `ByOutputs`; all that were met as one layer."""
         parts = [self._columns(now.layer, strand, rows) for strand, rows in met]
         M, J = (torch.cat(those, 2) for those in zip(*parts, strict=True))
-        self._pairs.add(
-            Joined([strand.layer for strand, _ in met]), now.layer, range(now.layer.columns), M, J
-        )
+        rows = Joined([strand.layer for strand, _ in met])
+        self._pairs.add([rows], now.layer, range(now.layer.columns), [M], [J])
 
     def _columns(self, layer: Layer, met: LayerRows, rows: Tensor) -> tuple[Tensor, Tensor]:
         """M and J by the outputs of a layer, as columns: [c, N, T, G, O] and [c, N, T, G, I]."""

@@ -256,8 +256,10 @@ class Curvature:
             inner = self.samples[value].flat(stack, 1).transpose(0, 1) @ rows  # N, columns, rank
             for w in (w for w in wanted if w in columns):
                 place, by = self.samples[w], columns[w]
-                matrix = None if isinstance(by, Unit) else place.flat(by, 1).transpose(0, 1)
-                part = inner[:, :, self._own(w, by)] if matrix is None else inner @ matrix
+                if isinstance(by, Unit):
+                    part = self._scaled(inner[:, :, self._own(w, by)], w, by.scale, 2)
+                else:
+                    part = inner @ place.flat(by, 1).transpose(0, 1)
                 shape = place.first(w.tensor.detach()).shape
                 yield w, place.back(part.transpose(0, 1).reshape(-1, *shape), 1)
 

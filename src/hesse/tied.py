@@ -2,7 +2,7 @@ r"""Weights of linear layers that are used several times: live leaves with a row
 
 Where the uses of a weight have fewer outputs and inputs than it has coordinates, the walk keeps for every use
 that it has met the rows of M, the curvature by its outputs, and of J, the derivative of its inputs, by the
-values that are alive (see `hesse.layers`). With $\gamma$ the adjoint of a use t, and s any use before it, all have
+values that are alive (see `hesse.layers`). With $\gamma$ the adjoint of a use t and s any before it, all have
 
 $$\frac{\partial^2 f}{\partial W_{oi}\,\partial W_{pq}} = \sum_t M_{to,tp}\, a_{ti}\, a_{tq}
   + \sum_{s < t} \bigl( M_{to,sp}\, a_{ti} + \gamma_{to}\, J_{ti,sp} \bigr)\, a_{sq} + \dots,$$

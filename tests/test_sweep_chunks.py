@@ -305,13 +305,3 @@ def test_chunks_are_told_as_progress(budget):
     told = []
     hesse.hessian_diagonal(function, tensors, method="sweep", progress=lambda *step: told.append(step))
     assert told == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_large_blocks_are_taken_in_chunks_that_stay_in_the_cache(monkeypatch):
-    way = route_of(*mlp())
-    assert cost(way, 2**40).chunks == 1
-    monkeypatch.setattr("hesse.methods.sweep_cost._CACHED", 1)
-    monkeypatch.setattr("hesse.methods.sweep_cost._GAIN", 1)
-    assert cost(way, 2**40).chunks == 1  # so little work is not worth it
-    monkeypatch.setattr("hesse.methods.sweep_cost._WORTH", 0)
-    assert cost(way, 2**40).chunks == SAMPLES

@@ -9,8 +9,8 @@ $$K_{ww} \mathrel{+}= J^T K_{vv} J + J^T K_{vw} + K_{wv} J
   K_{aw} \mathrel{+}= K_{av} J, \qquad
   K_{uw} \mathrel{+}= A^T K_{vw} + \frac{\partial^2 \langle g, \varphi \rangle}{\partial u\,\partial w}.$$
 
-A leaf has no samples, so that of $K_{ww}$ only the sum over them is held, and of that only the diagonal where no
-more is asked for. Rows do not meet: some of them together are a *strand*, which is pulled back by itself.
+A leaf has no samples: of $K_{ww}$ only the sum over them is held, and of that only the diagonal where no more
+is asked for. Rows do not meet: some of them together are a *strand*, which is pulled back by itself.
 """
 
 from __future__ import annotations

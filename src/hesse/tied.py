@@ -2,7 +2,7 @@ r"""Weights of linear layers that are used several times: live leaves with a row
 
 Where the uses of a weight have fewer outputs and inputs than it has coordinates, the walk keeps for every use
 that it has met the rows of M, the curvature by its outputs, and of J, the derivative of its inputs, by the
-values that are alive (see `hesse.layers`). With $\gamma$ the adjoint of a use t, and s any use before it, all have
+values that are alive (see `hesse.layers`). With $\gamma$ the adjoint of a use t and s any before it, all have
 
 $$\frac{\partial^2 f}{\partial W_{oi}\,\partial W_{pq}} = \sum_t M_{to,tp}\, a_{ti}\, a_{tq}
   + \sum_{s < t} \bigl( M_{to,sp}\, a_{ti} + \gamma_{to}\, J_{ti,sp} \bigr)\, a_{sq} + \dots,$$
@@ -18,11 +18,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hesse.blocks import Block, Curvature, Unit
+from hesse.blocks import Curvature, Unit
 from hesse.layers import Layer, Matrix
 from hesse.live import Adjoints, Ahead, LiveLeaf, Strand
 from hesse.parameters import LayerEntry
 from hesse.probe import Probe, random_signs
+from hesse.tape.record import Value
 from hesse.tape.uses import LayerUse
 
 
@@ -75,7 +76,7 @@ class ByOutputs(LiveLeaf):
         (adjoint,), (z,) = adjoints, use.call.outputs
         layer = Layer(use.layer, use.samples, torch.zeros_like(z.tensor) if adjoint is None else adjoint)
         now = LayerRows(layer, LayerEntry(layer))
-        self.add(now.entry, curvature.at(z))
+        self.add(now, curvature, z)
         met = [(strand, strand.by[z]) for strand in self.strands if z in strand.by]
         if met:
             self.add_pairs(met, now)
@@ -84,8 +85,8 @@ class ByOutputs(LiveLeaf):
             self.strands.append(now)
 
     @abstractmethod
-    def add(self, entry: LayerEntry, block: Block) -> None:
-        """What the curvature by the outputs of one use adds."""
+    def add(self, now: LayerRows, curvature: Curvature, z: Value) -> None:
+        """What the curvature by the outputs z of one use adds."""
 
     @abstractmethod
     def add_pairs(self, met: Sequence[tuple[LayerRows, Tensor]], now: LayerRows) -> None:
@@ -103,11 +104,12 @@ class DiagonalByOutputs(ByOutputs):
         (self._signs,) = random_signs([self._own])
         self._check = check
 
-    def add(self, entry: LayerEntry, block: Block) -> None:
+    def add(self, now: LayerRows, curvature: Curvature, z: Value) -> None:
         """See `ByOutputs`."""
-        self._own += entry.diagonal(block)
+        block = curvature.at(z)
+        self._own += now.entry.diagonal(block)
         if self._check:
-            self._product += entry.product(block, self._signs)
+            self._product += now.entry.product(block, self._signs)
 
     def add_pairs(self, met: Sequence[tuple[LayerRows, Tensor]], now: LayerRows) -> None:
         """See `ByOutputs`."""
@@ -158,23 +160,24 @@ class MatrixByOutputs(ByOutputs):
         """`check`: is made where the blocks are joined with others."""
         super().__init__()
         layer = Layer(use.layer, use.samples, use.call.outputs[0].tensor.detach())
-        self._pairs = Matrix([layer], within=True)
-        self._own: dict[int, Tensor] = {}
+        self._sum = Matrix([layer] * 2, within=True)  # twice, as blocks of single uses are not added up
 
-    def add(self, entry: LayerEntry, block: Block) -> None:
+    def add(self, now: LayerRows, curvature: Curvature, z: Value) -> None:
         """See `ByOutputs`."""
-        for i, matrix in entry.matrix(block).items():
-            self._own[i] = self._own[i] + matrix if i in self._own else matrix
+        units = curvature.stack(z, Unit(), now.layer.columns)
+        rows = curvature.along({z: units}, lambda value: value is z).get(z, torch.zeros_like(units))
+        M, _ = self._columns(now, now.layer, rows)
+        self._sum.add([now.layer], now.layer, range(now.layer.columns), [M], [None])
 
     def add_pairs(self, met: Sequence[tuple[LayerRows, Tensor]], now: LayerRows) -> None:
         """See `ByOutputs`; all that were met as one layer."""
-        parts = [self._columns(now.layer, strand, rows) for strand, rows in met]
+        parts = [self._columns(strand, now.layer, rows) for strand, rows in met]
         M, J = (torch.cat(those, 2) for those in zip(*parts, strict=True))
-        uses = Joined([strand.layer for strand, _ in met])
-        self._pairs.add([uses], now.layer, range(now.layer.columns), [M], [J])
+        rows = Joined([strand.layer for strand, _ in met])
+        self._sum.add([rows], now.layer, range(now.layer.columns), [M], [J])
 
-    def _columns(self, layer: Layer, met: LayerRows, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """M and J by the outputs of a layer, as columns: [c, N, T, G, O] and [c, N, T, G, I]."""
+    def _columns(self, met: LayerRows, layer: Layer, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of M and J as columns by the outputs of a layer: [c, N, T, G, O] and [c, N, T, G, I]."""
         columns = layer.jacobian(layer, rows)  # c, N, rows
         M, J = columns.split([met.layer.columns, columns.shape[2] - met.layer.columns], 2)
         if not J.shape[2]:
@@ -183,5 +186,4 @@ class MatrixByOutputs(ByOutputs):
 
     def parts(self) -> dict[int, Tensor]:
         """See `LiveLeaf`."""
-        pairs = self._pairs.parts()
-        return {i: matrix + pairs[i, i] if (i, i) in pairs else matrix for i, matrix in self._own.items()}
+        return {i: part for (i, _), part in self._sum.parts().items()}

@@ -13,17 +13,8 @@ from hesse.tape.layers import layer_call
 from hesse.tape.local import Local
 from hesse.tape.record import Value
 
-_CACHED = 2**24
-"""Bytes of a block up to which it stays in the caches, and in memory that is used again."""
-
 _ROOM = 0.5
 """Of the workspace, what chunks may take: memory that is free again lies in pieces."""
-
-_GAIN = 8
-"""How many times larger a block has to be before chunks of that size are clearly faster."""
-
-_WORTH = 2**28
-"""Operations for every call of a chunk, from which on the number of calls does not count."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ class Cost:
 
 
 def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost:
-    """The cost for as many samples at a time as fit the workspace, or fewer where that is faster.
+    """The cost for all samples at a time, or for as many as fit the workspace.
 
     Smooth calls are taken to add all that they may, so a function that happens to be flatter costs less.
     `blocks`: whole blocks are made, not their diagonals.
@@ -60,25 +51,22 @@ def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost
     Raises:
         CannotSweep: all samples at a time do not fit, and they cannot be taken in chunks.
     """
-    walk = _Walk(way, way.count, blocks)
-    if workspace is None or not way.tail:
-        return walk.cost
-    fits, size = walk.cost.peak_bytes <= workspace, walk.fast
-    if not fits:
-        sizes, room = range(1, way.count), int(_ROOM * workspace)
-        fitting = bisect_right(sizes, room, key=lambda size: _Walk(way, size, blocks).cost.peak_bytes)
-        size = max(1, min(size, fitting))
-    if size == way.count:
-        return walk.cost
-    cost = _Walk(way, size, blocks).cost
-    if cost.peak_bytes <= workspace:  # otherwise it hardly will be taken
+
+    def of(size: int) -> Cost:
+        return _Walk(way, size, blocks).cost
+
+    whole = of(way.count)
+    if workspace is None or whole.peak_bytes <= workspace or not way.tail:
+        return whole
+    room = int(_ROOM * workspace)
+    size = max(1, bisect_right(range(1, way.count), room, key=lambda size: of(size).peak_bytes))
+    found = of(size)
+    if found.peak_bytes <= workspace:  # otherwise it hardly will be taken
         try:
             way.guesses(size)
         except CannotSweep as error:
-            if fits:
-                return walk.cost
             raise CannotSweep(f"the blocks of all samples do not fit, and {error}") from error
-    return cost
+    return found
 
 
 @dataclass(eq=False)
@@ -114,12 +102,11 @@ class _Walk:
 
     Attributes:
         cost: what it takes.
-        fast: how many samples at a time would be fast.
     """
 
     def __init__(self, way: Route, size: int, blocks: bool) -> None:
         self._count, self._size, self._blocks = way.count, way.count, blocks
-        self._flops = self._pulls = self._peak = self._largest = self._kept = 0
+        self._flops = self._pulls = self._peak = self._kept = 0
         self._live = LiveSketch(way.depends, blocks)
         chunks = len(way.chunks(size))
         joined = self._take(way.head, [])
@@ -139,9 +126,6 @@ class _Walk:
             chunks,
             len(way.head) + chunks * len(way.tail),
         )
-        least = self._count * len(way.tail) * _WORTH // max(1, self._flops) + 1
-        fast = max(least, _CACHED // max(1, width * self._largest))
-        self.fast = fast if _GAIN * fast < self._count and not way.loss.tensor.is_cuda else self._count
 
     def _take(self, steps: Sequence[Step], waiting: list[_Sketch]) -> list[_Sketch]:
         """Take calls out; terms that are waiting join where they are met."""
@@ -186,7 +170,7 @@ class _Walk:
             self._flops += sum(
                 2 * self._count * whole * t.rank * (t.rank * t.dense + whole) for t in terms if not t.diagonal
             )
-            self._note(self._held(terms) + 2 * self._size * whole**2, whole**2)
+            self._note(self._held(terms) + 2 * self._size * whole**2)
             return [_Sketch(alive, whole, whole, dense=True, unit=True)]
         for term in growing:
             term.diagonal, term.unit = False, True
@@ -203,7 +187,7 @@ class _Walk:
         self._flops += term.rank * _work(call)
         if term.dense and term.unit and len(call.inputs) == 1 and self._across(new) <= before:
             self._flops += self._across(call.inputs) * _work(call)
-            self._note(self._size * term.width**2, term.width**2)
+            self._note(self._size * term.width**2)
             term.rank = term.width
         else:
             term.unit = False
@@ -212,7 +196,6 @@ class _Walk:
         """What is read where parameters enter, then pulled back."""
         width = self._across(step.call.inputs)
         columns = [term for term in touched if not term.diagonal]
-        beside = max((width * term.rank for term in columns), default=0)
         pulled = self._size * width * sum(term.rank for term in columns)
         for entry in step.entries:
             self._flops += sum(entry.work(term.rank) for term in columns)
@@ -222,12 +205,11 @@ class _Walk:
             self._note(self._held(terms) + reading)
         for use in step.uses:
             self._live.enter(use, touched)
-        self._note(self._held(terms) + self._live.held + pulled, beside)
+        self._note(self._held(terms) + self._live.held + pulled)
 
-    def _note(self, held: int, largest: int = 0) -> None:
-        """`held`: numbers at this time; `largest`: of a tensor, for one sample."""
+    def _note(self, held: int) -> None:
+        """Numbers that are held at this time."""
         self._peak = max(self._peak, held + self._kept)
-        self._largest = max(self._largest, largest)
 
     def _held(self, terms: Iterable[_Sketch]) -> int:
         return self._size * sum(term.held for term in terms)

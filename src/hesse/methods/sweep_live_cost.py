@@ -22,8 +22,10 @@ class Work:
         moved: numbers written and read.
         calls: of torch.
         held: the most numbers that are held at a time.
+        matrix: of these, for the making of a block.
     """
 
+    matrix: int
     operations: int = 0
     moved: int = 0
     calls: int = 0
@@ -62,52 +64,55 @@ class LiveSketch:
     @property
     def held(self) -> int:
         """Numbers that are held."""
-        return sum(strand.rows * _elements(strand.values) for strand in self._strands)
+        return sum(map(self._held, self.work))
 
     def enter(self, use: Use, terms: Sequence[Term]) -> None:
         """A use is taken in, where the curvature by its results has these terms."""
-        leaves, call = tuple(use.leaves), use.call
-        work = self.work.setdefault(leaves, Work())
-        results = _elements(call.outputs)
-        beside = [self._ahead(leaves, term.values.difference(call.outputs)) for term in terms]
-        ahead = self._ahead(leaves, call.inputs)
-        by = set().union(*beside, ahead, call.outputs if ahead else ())
-        strand = None
-        if isinstance(use, LayerUse):
-            self._meet(use, work, results)
-            columns = results // use.samples.count
-            rows = columns + (use.layer.input.numel() // use.samples.count if use.input in ahead else 0)
-            work.calls += 150
-        else:
-            columns = rows = use.size
-            strand = next((strand for strand in self._strands if strand.leaves == leaves), None)
-            work.operations += 4 * rows * flops(call.call) + 6 * self._matrices * rows**2 * results
-            work.moved += rows * (rows + 4 * results + 4 * _elements(call.inputs))
-            work.calls += 100 + 60 * rows * (rows + results) // HELD
+        leaves, results = tuple(use.leaves), _elements(use.call.outputs)
+        work = self.work.setdefault(leaves, Work(matrix=3 * self._matrices * use.size**2))
+        ahead = self._ahead(leaves, use.call.inputs)
+        beside = [self._ahead(leaves, term.values.difference(use.call.outputs)) for term in terms]
+        columns, strand = self._strand(use, ahead)
+        self._read(use, work, results)
         for term, values in zip(terms, beside, strict=True):
-            work.operations += 2 * columns * term.rank * (results + _elements(values))
-            work.moved += columns * (results + _elements(values))
-        if strand is None:
-            self._strands.append(_Strand(leaves, rows, by))
-        else:
-            strand.values |= by
-        work.held = max(
-            work.held, sum(s.rows * _elements(s.values) for s in self._strands if s.leaves == leaves)
-        )
+            elements = results + _elements(values)
+            work.operations += 2 * columns * term.rank * elements
+            work.moved += columns * elements
+        strand.values.update(ahead, use.call.outputs if ahead else (), *beside)
+        work.held = max(work.held, self._held(leaves))
 
-    def _meet(self, use: LayerUse, work: Work, results: int) -> None:
-        """Pairs of a layer with those that were met, and with itself."""
+    def _strand(self, use: Use, ahead: Set[Value]) -> tuple[int, _Strand]:
+        """How many directions a use has, and the strand that they go into."""
+        leaves, columns = tuple(use.leaves), use.size
+        known = [strand for strand in self._strands if strand.leaves == leaves]
+        rows = columns
+        if isinstance(use, LayerUse):
+            columns = _elements(use.call.outputs) // use.samples.count
+            rows = columns + (use.layer.input.numel() // use.samples.count if use.input in ahead else 0)
+            known = []
+        if not known:
+            known = [_Strand(leaves, rows, set())]
+            self._strands += known
+        return columns, known[0]
+
+    def _read(self, use: Use, work: Work, results: int) -> None:
+        """What a use adds to the curvature by the leaf itself."""
+        size = use.size
+        if not isinstance(use, LayerUse):
+            work.operations += 4 * size * flops(use.call.call) + 6 * self._matrices * size**2 * results
+            work.moved += size * (size + 4 * results + 4 * _elements(use.call.inputs))
+            work.calls += 100 + 60 * size * (size + results) // HELD
+            return
         (z,), outputs = use.call.outputs, use.call.outputs[0].tensor.shape[-1]
-        met = sum(s.rows for s in self._strands if s.leaves == tuple(use.leaves) and z in s.values)
+        met = [s.rows for s in self._strands if s.leaves == tuple(use.leaves) and z in s.values]
         if self._matrices:
-            inputs = use.size // outputs
-            work.operations += 2 * results * (met * max(inputs, outputs) + 2 * use.size * inputs)
-            work.moved += results * (4 * met + 6 * use.size) + 4 * use.size**2
-            work.calls += 16 * outputs
+            inputs = size // outputs
+            work.operations += 2 * results * (sum(met) * max(inputs, outputs) + 2 * size * inputs)
+            work.moved += results * (4 * sum(met) + 10 * size) + 8 * size**2
+            work.calls += 150 + 16 * outputs
         else:
-            uses = sum(s.leaves == tuple(use.leaves) and z in s.values for s in self._strands)
-            work.moved += 3 * met * results
-            work.calls += 60 * uses
+            work.moved += 3 * sum(met) * results
+            work.calls += 150 + 60 * len(met)
 
     def pull(self, call: Local, operations: int) -> None:
         """A call is taken out; `operations` of doing so with one column."""
@@ -128,6 +133,10 @@ class LiveSketch:
     def _ahead(self, leaves: Sequence[int], values: Iterable[Value]) -> set[Value]:
         """Those that other uses of the leaves lead to."""
         return {value for value in values if not self._depends.get(value, set()).isdisjoint(leaves)}
+
+    def _held(self, leaves: tuple[int, ...]) -> int:
+        own = (strand for strand in self._strands if strand.leaves == leaves)
+        return self.work[leaves].matrix + sum(strand.rows * _elements(strand.values) for strand in own)
 
 
 def _elements(values: Iterable[Value]) -> int:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hesse.blocks import Cross, Term, Unit
 from hesse.tape.local import Added, Local, contents, grad, onto
@@ -95,7 +96,7 @@ class LinearMap(Local):
         assert stack is not None
         dim = 1 + self.samples[value].dim
         once = stack.narrow(dim, 0, 1) if dim and stack.stride(dim) == 0 else stack
-        return {value: torch.matmul(once, self._weight).expand(*stack.shape[:-1], -1)}
+        return {value: functional.linear(once, self._weight.T).expand(*stack.shape[:-1], -1)}
 
     def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Of every position by itself: features come last in a sample."""

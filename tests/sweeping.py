@@ -60,17 +60,18 @@ def swept(function, tensors, count):
         return sweep.diagonal(way, way.covered)
 
 
-def check(function, tensors, count, covered=None, live=()):
+def check(function, tensors, count, covered=None, live=(), size=None):
     """The sweep equals plain double backward, for all tensors or the ones that must be covered.
 
-    `live`: the tensors that must be kept alive on the way, all others may not be.
+    `live`: the tensors that must be kept alive on the way, all others may not be; `size`: how many samples
+    it takes at a time. Returns its route.
     """
     value, tape, samples = recorded(function, tensors, count)
     with sdpa_kernel(SDPBackend.MATH):
         way = sweep.route(tape, value, samples, set(live))
         assert way.live == set(live)
-        found, probes = sweep.diagonal(way, way.covered)
-        squares = sweep.blocks(way, way.covered)
+        found, probes = sweep.diagonal(way, way.covered, size=size)
+        squares = sweep.blocks(way, way.covered, size=size)
     assert set(found) == set(range(len(tensors)) if covered is None else covered)
     matrix = hessian_matrix(function, tensors)
     sizes = [t.numel() for t in tensors]
@@ -88,3 +89,4 @@ def check(function, tensors, count, covered=None, live=()):
         for j, computed in zip(probe.columns, probe.computed, strict=True):
             product = sum(blocks[j][i] @ s.flatten() for i, s in zip(probe.rows, probe.signs, strict=True))
             assert (computed.flatten() - product).abs().max().item() / scale < 1e-9
+    return way

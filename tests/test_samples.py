@@ -38,6 +38,20 @@ def test_there_and_back(given_):
     assert torch.equal(samples.first(samples.back(first, lead), lead), first)
 
 
+@given(placed(), st.integers(0, 3), st.integers(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_narrowed(given_, start, stop):
+    samples, shape, lead = given_
+    assume(samples.count > 1)
+    assume(start < stop <= samples.count)
+    tensor = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    numbers = range(start, stop)
+    narrow = samples.narrow(tensor, numbers, lead)
+    place, lie = samples.narrowed(numbers), samples.first(tensor, lead)
+    expected = lie.narrow(lead, start, len(numbers))
+    assert torch.equal(place.flat(narrow, lead), expected.reshape(*expected.shape[: lead + 1], -1))
+
+
 @given(placed(), st.integers(0, 2**31))
 @settings(max_examples=100, deadline=None)
 def test_what_is_changed_is_found(given_, seed):

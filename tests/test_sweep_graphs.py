@@ -46,8 +46,13 @@ STEP = st.tuples(st.sampled_from([*ONE, *TWO, *LAYERS, *LAYERS]), st.integers(0,
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(STEP, min_size=1, max_size=8), st.sampled_from(sorted(LOSSES)), st.integers(0, 3))
-def test_random_graph(steps, loss, seed):
+@given(
+    st.lists(STEP, min_size=1, max_size=8),
+    st.sampled_from(sorted(LOSSES)),
+    st.integers(0, 3),
+    st.sampled_from([None, 1, 2]),
+)
+def test_random_graph(steps, loss, seed, size):
     torch.manual_seed(seed)
     samples = 3
     data = x(samples, WIDTH)
@@ -71,7 +76,7 @@ def test_random_graph(steps, loss, seed):
         return LOSSES[loss](sum(made[-2:]))
 
     with contextlib.suppress(CannotSweep):  # a softmax summed up, say, changes with nothing
-        check(function, tensors, samples, covered=used(function, tensors))
+        check(function, tensors, samples, used(function, tensors), size=size)
 
 
 def used(function, tensors):

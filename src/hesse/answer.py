@@ -20,7 +20,7 @@ from hesse.evaluation import evaluated, require_deterministic, value_of
 from hesse.explore import explore
 from hesse.finite import first_non_finite
 from hesse.gradient import Gradient, require_influence
-from hesse.methods import dense, sweep, taps
+from hesse.methods import dense, sweep, sweep_cost, taps
 from hesse.planning import Plan
 from hesse.probe import Probe
 from hesse.problem import Problem
@@ -121,7 +121,7 @@ def _looked_at(
             evaluation = held.enter_context(evaluated(problem, strict, create_graph, structure))
             again = evaluation.value
         else:
-            again = value_of(problem, create_graph)
+            again = value_of(problem, create_graph, structure)
         require_deterministic(value, again)
         gradient = Gradient(evaluation, found)
         if strict:
@@ -258,9 +258,13 @@ class _Work:
         assert tape is not None
         with sweep.refusing():
             way = sweep.route(tape, self.gradient.value, self.gradient.places, leaves)
-            if self.question == "blocks":  # which are checked where they are joined with the others
-                return sweep.blocks(way, leaves), []
-            return sweep.diagonal(way, leaves, check)
+            whole = self.question == "blocks"
+            taken = sweep_cost.cost(way, self.meter.room, whole)
+            if taken.chunks > 1:
+                self.progress.expect(taken.chunks)
+            if whole:  # blocks are checked where they are joined with the others
+                return sweep.blocks(way, leaves, taken.size, self.progress), []
+            return sweep.diagonal(way, leaves, check, taken.size, self.progress)
 
     def _chunk_limit(self) -> int:
         """How many of the dense products may be batched."""

@@ -95,6 +95,11 @@ class Meter:
         return max(0, self._budget.left() - self._answer)
 
     @cached_property
+    def room(self) -> int:
+        """The same before there is more than the function's own graph."""
+        return self.left
+
+    @cached_property
     def workspace(self) -> int:
         """Bytes that are left beside the answer and the gradient's graph."""
         _ = self.gradient.parts

@@ -24,6 +24,7 @@ from hesse.errors import (
 from hesse.problem import Problem
 from hesse.runtime.graph import nodes
 from hesse.runtime.isolation import Watch, isolated
+from hesse.tape.composites import TakenApart
 from hesse.tape.layers import LayerCall, layer_call
 from hesse.tape.record import Recorder, Value
 
@@ -123,9 +124,10 @@ def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tens
     return value
 
 
-def value_of(problem: Problem, create_graph: bool = False) -> Tensor:
-    """The function's value alone, from an evaluation like any other."""
-    with isolated(third_order=create_graph) as watch, errors_explained():
+def value_of(problem: Problem, create_graph: bool = False, recorded: bool = False) -> Tensor:
+    """The function's value alone, from an evaluation by the same calls as one that is `recorded`, or not."""
+    apart = TakenApart() if recorded else nullcontext()
+    with isolated(third_order=create_graph) as watch, errors_explained(), apart:
         return evaluate(problem, problem.leaves(), watch).detach()
 
 

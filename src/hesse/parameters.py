@@ -65,6 +65,23 @@ class Entry(ABC):
         """Multiplications and additions of reading a term of this rank."""
         return 4 * rank * self.like.numel()
 
+    def held(self, rank: int, dense: bool, unit: bool, count: int) -> int:
+        """Numbers that reading a term holds for so many samples.
+
+        `dense`: its core is; `unit`: its columns are coordinates.
+        """
+        width = self.like.numel() // self.place.count
+        if dense and unit:
+            return count * width * self.positions
+        columns = min(rank, max(1, HELD // (count * self.size)))
+        turned = dense * count * rank * (rank + width)
+        return turned + columns * count * (self.size + width)
+
+    def held_by_matrix(self, count: int) -> int:
+        """Numbers that making a block holds for so many samples."""
+        width = self.like.numel() // self.place.count
+        return 6 * self.size**2 + count * width * (2 * width + 2 * self.shape[-1])
+
     @abstractmethod
     def layout(self, stack: Tensor) -> Tensor:
         """Columns [r, *result] in the order that `forward` gives: [r, N, f]."""
@@ -88,6 +105,10 @@ class Entry(ABC):
     @abstractmethod
     def within_diagonal(self, diagonal: Tensor) -> Tensor:
         """`Jᵀ diag(d) J`, for d of the result's shape: [size, size]."""
+
+    @abstractmethod
+    def narrowed(self, numbers: range) -> Entry:
+        """For some of the samples."""
 
     def split(self, values: Tensor) -> dict[int, Tensor]:
         """Values like w as those of each parameter."""
@@ -120,7 +141,8 @@ class Entry(ABC):
 
     def matrix(self, block: Block) -> dict[int, Tensor]:
         """The diagonal block of `Jᵀ K J` for each parameter, as a matrix."""
-        parts, dense = [], []
+        parts = []
+        dense = None if block.dense is None else block.dense[:, self._order[:, None], self._order]
         for core, columns in block.factors:
             if len(columns) < self.positions:
                 parts += [
@@ -129,29 +151,29 @@ class Entry(ABC):
                 ]
             else:
                 u = self.layout(columns)
-                dense.append(torch.einsum("rnf,rng->nfg", applied(core, u), u))
+                found = torch.einsum("rnf,rng->nfg", applied(core, u), u)
+                dense = found if dense is None else dense.add_(found)
         for left, right in block.crosses:
             if len(left) < self.positions:
                 one, other = (self.gradients(side).reshape(-1, self.size) for side in (left, right))
                 parts.append(one.T @ other + other.T @ one)
             else:
                 half = torch.einsum("rnf,rng->nfg", self.layout(left), self.layout(right))
-                dense.append(half + half.transpose(1, 2))
-        if block.dense is not None:
-            dense.append(block.dense[:, self._order[:, None], self._order])
+                found = half + half.transpose(1, 2)
+                dense = found if dense is None else dense.add_(found)
         if block.diagonal is not None:
             parts.append(self.within_diagonal(block.diagonal))
-        if dense:
-            parts.append(self.within(sum(dense[1:], dense[0])))
+        if dense is not None:
+            parts.append(self.within(dense))
         if not parts:
             parts.append(self.like.new_zeros(self.size, self.size))
         total = sum(parts[1:], parts[0])
-        found = {}
+        matrices = {}
         for i, columns in self.split_stack(total.T.reshape((-1, *self.shape))).items():  # it is symmetric
             count = columns[0].numel()
             rows = columns.movedim(0, -1).reshape((*columns.shape[1:], *self.shape))
-            found[i] = self.split_stack(rows)[i].reshape(count, count)
-        return found
+            matrices[i] = self.split_stack(rows)[i].reshape(count, count)
+        return matrices
 
     def product(self, block: Block, direction: Tensor) -> Tensor:
         """`Jᵀ K J` times a direction like w."""
@@ -210,6 +232,12 @@ class LayerEntry(Entry):
         self.size, self.positions = self.shape.numel(), layer.positions
         self._layer = layer
 
+    def narrowed(self, numbers: range) -> LayerEntry:
+        """By input and result."""
+        call = replace(self._layer.call, input=self.place.narrow(self._layer.call.input.detach(), numbers))
+        like = self.place.narrow(self.like, numbers)
+        return LayerEntry(Layer(call, self.place.narrowed(numbers), like))
+
     def gradients(self, columns: Tensor) -> Tensor:
         """Outer products of column and input, summed over positions."""
         return torch.einsum("rntgo,ntgi->rngoi", self._layer.layout(columns), self._layer.a)
@@ -258,6 +286,16 @@ class LayerEntry(Entry):
         return 2 * self.place.count * self.size * positions * min(rank, positions) + pairs * (
             positions <= rank
         )
+
+    def held(self, rank: int, dense: bool, unit: bool, count: int) -> int:
+        """The input, and by columns or by pairs of positions."""
+        a = count * self.positions * self.shape[0] * self.shape[2]
+        if self.positions > rank:
+            return a + super().held(rank, dense, unit, count)
+        width, inputs = self.like.numel() // self.place.count, self.positions * self.shape[2]
+        columns = 0 if unit else 2 * rank * width
+        pairs = width * (self.positions + inputs) if self.positions > 1 else 0
+        return a + count * (columns + pairs)
 
     def layout(self, stack: Tensor) -> Tensor:
         """By position, group and output."""
@@ -308,7 +346,7 @@ class Spread(Entry):
     def __init__(self, leaf: int, path: Path, place: Samples, slope: Tensor, trailing: int) -> None:
         """`trailing`: dimensions of the result after those of the parameter."""
         self.leaves = [leaf]
-        self._leaf, self._path = leaf, path
+        self._leaf, self._path, self._trailing = leaf, path, trailing
         self.place, self.like, self.size = place, slope, path[0][0].tensor.numel()
         own = list(path[0][0].tensor.shape)
         shape = [1] * (slope.dim() - len(own) - trailing) + own + [1] * trailing
@@ -318,6 +356,11 @@ class Spread(Entry):
         self.shape = torch.Size(shape)
         self.positions = max(1, slope.numel() // place.count // self.size)
         self._slope = place.first(slope)
+
+    def narrowed(self, numbers: range) -> Spread:
+        """By the slope."""
+        slope = self.place.narrow(self.like, numbers)
+        return Spread(self._leaf, self._path, self.place.narrowed(numbers), slope, self._trailing)
 
     def gradients(self, columns: Tensor) -> Tensor:
         """Summed over all that the parameter is broadcast over but the samples."""

@@ -350,7 +350,8 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
     if question == "blocks":
         pieces = [*covered, *beside]
     count = "1 call" if len(way.steps) == 1 else f"{len(way.steps)} calls"
-    unknown = f", {', '.join(walk.unknown)} by autograd" if walk.unknown else ""
+    unknown = f", {', '.join(walk.taken.unknown)} by autograd" if walk.taken.unknown else ""
+    chunks = f", in {walk.taken.chunks} chunks of {walk.taken.size} samples" if walk.taken.chunks > 1 else ""
     return _Option(
         "sweep",
         walk.cost + total(beside.values()),
@@ -359,7 +360,7 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
             for i in covered
         },
         pieces,
-        f"one walk back over {count}{unknown}, without products{_others(problem, beside, covered)}",
+        f"one walk back over {count}{unknown}{chunks}, without products{_others(problem, beside, covered)}",
         dict.fromkeys(
             beside, "enters several times or not linearly; products take less than carrying it along"
         ),
@@ -371,9 +372,9 @@ class _Walk:
     """A sweep, and what it takes: for the leaves that it keeps alive, and altogether."""
 
     way: sweep.Route
+    taken: sweep_cost.Cost
     live: Mapping[tuple[int, ...], Cost]
     cost: Cost
-    unknown: Sequence[str]
 
 
 def _walk(question: str, meter: Meter, planned: Collection[int] | None) -> _Walk:
@@ -381,7 +382,7 @@ def _walk(question: str, meter: Meter, planned: Collection[int] | None) -> _Walk
     walk = _walked(question, meter, frozenset(meter.gradient.reached if planned is None else planned))
     while planned is None:
         losing = [leaves for leaves, cost in walk.live.items() if cost.seconds > _products(meter, leaves)]
-        if not losing and walk.live and walk.cost.bytes > meter.left:
+        if not losing and walk.live and walk.cost.bytes > meter.room:
             losing = [max(walk.live, key=lambda leaves: walk.live[leaves].bytes)]
         if not losing:
             break
@@ -398,16 +399,16 @@ def _walked(question: str, meter: Meter, live: Set[int]) -> _Walk:
     gradient = meter.gradient
     assert gradient.tape is not None
     way = sweep.route(gradient.tape, gradient.value, gradient.places, live)
-    estimate = sweep_cost.cost(way, matrices=question == "blocks")
+    taken = sweep_cost.cost(way, meter.room, blocks=question == "blocks")
     width = gradient.value.element_size()
     kept = {
         leaves: meter.arithmetic(work.operations, work.moved * width, work.held * width, work.calls)
-        for leaves, work in estimate.live.items()
+        for leaves, work in taken.live.items()
     }
-    cost = meter.walk(len(way.steps), estimate.pulls, estimate.flops, estimate.peak_bytes)
+    cost = meter.walk(taken.calls, taken.pulls, taken.flops, taken.peak_bytes)
     if question == "blocks":
-        cost = cost + total(_matrix(entry, meter) for entry in way.entries)
-    return _Walk(way, kept, cost + total(kept.values()), estimate.unknown)
+        cost = cost + total(_matrix(entry, meter, taken.chunks) for entry in way.entries)
+    return _Walk(way, taken, kept, cost + total(kept.values()))
 
 
 def _products(meter: Meter, leaves: Sequence[int]) -> float:
@@ -418,13 +419,13 @@ def _products(meter: Meter, leaves: Sequence[int]) -> float:
     )
 
 
-def _matrix(entry: Entry, meter: Meter) -> Cost:
+def _matrix(entry: Entry, meter: Meter, chunks: int) -> Cost:
     """What it takes to make a block of what was read on the way, with its parameters joined."""
     count, width = entry.place.count, entry.like.element_size()
-    moved = width * (6 * entry.size**2 + 8 * entry.like.numel() * entry.size * (entry.positions > 1))
-    held = width * (2 * entry.size**2 + entry.like.numel() ** 2 // count)
-    calls = 8 * entry.like.numel() // count // entry.positions
-    return meter.arithmetic(2 * count * entry.positions * entry.size**2, moved, held, calls)
+    again = 8 * entry.like.numel() * entry.size * (entry.positions > 1)
+    moved = width * (6 * chunks * entry.size**2 + again)
+    calls = chunks * 8 * entry.like.numel() // count // entry.positions
+    return meter.arithmetic(2 * count * entry.positions * entry.size**2, moved, calls=calls)
 
 
 _OPTIONS = {"sweep": _sweep, "taps": _taps, "dense": _dense}

@@ -10,15 +10,20 @@ $$g_{u_i} \mathrel{+}= J_i^T g_v, \qquad K_{u_i u_j} \mathrel{+}= J_i^T K_{vv} J
 
 The first and last part pull columns back (`blocks`), the middle one adds a term (`tape.local`). Where a
 parameter enters, $K_{vv}$ is there and is read (`parameters`). This is exact on any graph.
+
+Before the loss joins them, samples have nothing to do with each other, so that most of the walk can be
+taken for one chunk of them after the other, where the curvature of all would not fit into memory.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,8 +34,10 @@ from hesse.methods.sweep_live import LiveLeaves
 from hesse.parameters import Entry, entries
 from hesse.probe import Probe, random_signs
 from hesse.runtime.batches import loops_allowed
+from hesse.runtime.progress import Progress
 from hesse.tape.calls import local
 from hesse.tape.local import Local
+from hesse.tape.narrow import Chunk, Guess, guessed
 from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import Samples
 from hesse.tape.uses import Use, Uses
@@ -71,15 +78,45 @@ class Route:
 
     Attributes:
         loss: the value it starts from.
-        steps: the calls, last first.
+        head: the calls whose results have no samples any more, last first.
+        tail: the others, last first; samples are apart in all that they take and make.
         samples: where the samples are in every value on the way.
         depends: the live leaves that a value on the way is a function of.
     """
 
     loss: Value
-    steps: list[Step]
+    head: list[Step]
+    tail: list[Step]
     samples: dict[Value, Samples]
     depends: dict[Value, Set[int]]
+    _guesses: dict[int, list[dict[int, Guess]]] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The calls, in the order of the walk."""
+        return [*self.head, *self.tail]
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return max((place.count for place in self.samples.values()), default=1)
+
+    def chunks(self, size: int) -> list[range]:
+        """All samples in chunks of at most `size`, as even as can be."""
+        number = -(-self.count // size) if self.tail else 1
+        bounds = [i * self.count // number for i in range(number + 1)]
+        return [range(*pair) for pair in pairwise(bounds)]
+
+    def guesses(self, size: int) -> list[dict[int, Guess]]:
+        """How to narrow each call of the tail to chunks of at most `size` samples.
+
+        Raises:
+            CannotSweep: some call cannot be narrowed.
+        """
+        if size not in self._guesses:
+            chunks = self.chunks(size)
+            self._guesses[size] = [guessed(step.call.call, self.samples, chunks) for step in self.tail]
+        return self._guesses[size]
 
     @property
     def covered(self) -> set[int]:
@@ -155,7 +192,21 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
             steps.append(step)
     if not any(step.entries or step.uses for step in steps):
         raise CannotSweep("no parameter enters linearly, and only once, where samples are apart")
-    return Route(loss, steps[::-1], places, depends)
+    steps.reverse()
+    together = any(step.uses for step in steps)  # a leaf that is alive has no samples to be apart
+    return Route(loss, *((steps, []) if together else _split(steps, places)), places, depends)
+
+
+def _split(steps: list[Step], places: Mapping[Value, Samples]) -> tuple[list[Step], list[Step]]:
+    """Head and tail of a route; where samples that were joined are used again, there is no tail."""
+    count = max(place.count for place in places.values())
+
+    def apart(values: Iterable[Value]) -> bool:
+        return all(places[value].count == count for value in values)
+
+    head = [step for step in steps if not apart(step.call.outputs)]
+    tail = [step for step in steps if apart(step.call.outputs)]
+    return (head, tail) if all(apart(step.call.inputs) for step in tail) else (steps, [])
 
 
 def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> dict[Value, Samples]:
@@ -189,17 +240,53 @@ def leading_to(loss: Value, calls: list[Call]) -> list[Call]:
     return found[::-1]
 
 
-def run(way: Route, take: Take, live: LiveLeaves) -> None:
+def run(
+    way: Route, take: Take, live: LiveLeaves, size: int | None = None, progress: Progress | None = None
+) -> None:
     """Walk; at every place where parameters enter, `take` gets the curvature of the result.
 
-    `live` is told of all that it needs to know about the leaves that are alive.
+    `live` is told of all that it needs to know about the leaves that are alive. `size`: how many samples to
+    take at a time, if not all: `take` then gets their part of a sum.
 
     Raises:
         CannotSweep: met a call that cannot be taken out exactly.
     """
     adjoints = {way.loss: torch.ones_like(way.loss.tensor.detach())}
-    curvature = Curvature(way.samples)
-    for step in way.steps:
+    joined = _walk(way.head, adjoints, Curvature(way.samples), take, live)
+    chunks = way.chunks(size or way.count)
+    if len(chunks) == 1:
+        _walk(way.tail, adjoints, joined, take, live)
+        return
+    guesses = way.guesses(size or way.count)
+    for numbers in chunks:
+        chunk = Chunk(numbers, way.samples)
+        some = {chunk.value(value): chunk.narrow(value, adjoint) for value, adjoint in adjoints.items()}
+        waiting = Curvature(chunk.samples)
+        waiting.terms = [chunk.term(term) for term in joined.terms]
+        steps = (_narrowed(*pair, chunk) for pair in zip(way.tail, guesses, strict=True))
+        _walk(steps, some, waiting, take, live)
+        if progress is not None:
+            progress.advance(chunks=1)
+
+
+def _narrowed(step: Step, guesses: Mapping[int, Guess], chunk: Chunk) -> Step:
+    call = chunk.call(step.call.call, guesses)
+    inputs = [chunk.value(value) for value in step.call.inputs]
+    return Step(local(call, inputs, chunk.samples), [entry.narrowed(chunk.numbers) for entry in step.entries])
+
+
+def _walk(
+    steps: Iterable[Step],
+    adjoints: dict[Value, Tensor],
+    waiting: Curvature,
+    take: Take,
+    live: LiveLeaves,
+) -> Curvature:
+    """Take calls out; terms that are `waiting` join where the walk comes to one of their values."""
+    curvature = Curvature(waiting.samples)
+    for step in steps:
+        for term in waiting.remove(step.call.outputs):
+            curvature.add(term)
         call = step.call
         if call.inputs:
             # A diagonal has a column for every element of it where it cannot stay a diagonal.
@@ -220,6 +307,7 @@ def run(way: Route, take: Take, live: LiveLeaves) -> None:
             for value, stack in call.pull(columns).items():
                 adjoints[value] = adjoints[value] + stack[0] if value in adjoints else stack[0]
         curvature.require_samples()
+    return curvature
 
 
 def _touches(term: Diagonal, call: Local) -> bool:
@@ -279,43 +367,58 @@ def _pull_columns(columns: Columns, rank: int, call: Local, curvature: Curvature
         columns[value] = stack if known is None else stack + curvature.stack(value, known, rank)
 
 
-def diagonal(way: Route, leaves: Set[int], check: bool = True) -> tuple[dict[int, Tensor], list[Probe]]:
+def diagonal(
+    way: Route,
+    leaves: Set[int],
+    check: bool = True,
+    size: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[int, Tensor], list[Probe]]:
     """The Hessian's diagonal for some of the leaves that are covered, and what to check of it.
 
     The check of an entry is its whole block, as it was read, times random signs.
     """
-    probed = way.probed(leaves) if check else []
+    probed = {entry.leaves[0] for entry in way.probed(leaves)} if check else set()
     found: dict[int, Tensor] = {}
-    probes: list[Probe] = []
+    vectors: dict[int, dict[int, Tensor]] = {}
+    products: dict[int, dict[int, Tensor]] = {}
 
     def take(entry: Entry, block: Block) -> None:
         if leaves.isdisjoint(entry.leaves):
             return
         diagonal = entry.diagonal(block)
-        parts = entry.split(diagonal)
-        found.update({i: part for i, part in parts.items() if i in leaves})
-        if entry not in probed:
-            return
-        (signs,) = random_signs([diagonal])
-        vector = entry.split(signs)
-        product = entry.split(entry.product(block, signs))
-        rows = list(parts)
-        norm = float(diagonal.norm())
-        probes.append(Probe(rows, rows, list(vector.values()), [product[i] for i in rows], norm))
+        _add(found, entry.split(diagonal))
+        first = entry.leaves[0]
+        if first in probed:
+            (signs,) = random_signs([diagonal])  # the same for every chunk
+            vectors[first] = entry.split(signs)
+            _add(products.setdefault(first, {}), entry.split(entry.product(block, signs)))
 
     live = LiveLeaves(way.depends, "diagonal", check)
-    run(way, take, live)
-    return found | live.parts(), [*probes, *live.probes()]
+    run(way, take, live, size, progress)
+    probes = live.probes()
+    for first, vector in vectors.items():
+        rows, norm = list(vector), math.hypot(*(float(found[i].norm()) for i in vector))
+        probes.append(Probe(rows, rows, list(vector.values()), [products[first][i] for i in rows], norm))
+    return {i: part for i, part in found.items() if i in leaves} | live.parts(), probes
 
 
-def blocks(way: Route, leaves: Set[int]) -> dict[tuple[int, int], Tensor]:
+def blocks(
+    way: Route, leaves: Set[int], size: int | None = None, progress: Progress | None = None
+) -> dict[tuple[int, int], Tensor]:
     """The Hessian's block, as a matrix, of each of some leaves that are covered, by twice its index."""
-    found: dict[tuple[int, int], Tensor] = {}
+    found: dict[int, Tensor] = {}
 
     def take(entry: Entry, block: Block) -> None:
         if not leaves.isdisjoint(entry.leaves):
-            found.update({(i, i): part for i, part in entry.matrix(block).items() if i in leaves})
+            _add(found, {i: part for i, part in entry.matrix(block).items() if i in leaves})
 
     live = LiveLeaves(way.depends, "blocks")
-    run(way, take, live)
-    return found | {(i, i): part for i, part in live.parts().items()}
+    run(way, take, live, size, progress)
+    return {(i, i): part for i, part in (found | live.parts()).items()}
+
+
+def _add(found: dict[int, Tensor], parts: Mapping[int, Tensor]) -> None:
+    """Add up what the chunks of samples give."""
+    for i, part in parts.items():
+        found[i] = found[i].add_(part) if i in found else part

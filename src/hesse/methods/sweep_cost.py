@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
-from hesse.blocks import crowded
-from hesse.methods.sweep import Route
+from hesse.blocks import CannotSweep, crowded
+from hesse.methods.sweep import Route, Step
 from hesse.methods.sweep_live_cost import LiveSketch, Work
-from hesse.parameters import HELD
 from hesse.tape.layers import layer_call
 from hesse.tape.local import Local
 from hesse.tape.record import Value
+
+_ROOM = 0.5
+"""Of the workspace, what chunks may take: memory that is free again lies in pieces."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,13 @@ class Cost:
 
     Attributes:
         flops: multiplications and additions, roughly.
-        pulls: how often a term is pulled through a call.
-        peak_bytes: the most memory that blocks and the gradients read from them take at a time.
+        pulls: how often a term is pulled through a call, that of every chunk counted.
+        peak_bytes: the most memory that blocks and what is read from them take at a time.
         unknown: names of calls that are not in the table, which are differentiated by themselves.
         live: what the leaves that are kept alive take beside, by those that are so together.
+        size: how many samples are taken at a time, at most.
+        chunks: how many times that is done.
+        calls: how many calls are taken out, those of every chunk counted.
     """
 
     flops: int
@@ -32,94 +37,188 @@ class Cost:
     peak_bytes: int
     unknown: tuple[str, ...]
     live: Mapping[tuple[int, ...], Work]
+    size: int
+    chunks: int
+    calls: int
+
+
+def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost:
+    """The cost for all samples at a time, or for as many as fit the workspace.
+
+    Smooth calls are taken to add all that they may, so a function that happens to be flatter costs less.
+    `blocks`: whole blocks are made, not their diagonals.
+
+    Raises:
+        CannotSweep: all samples at a time do not fit, and they cannot be taken in chunks.
+    """
+
+    def of(size: int) -> Cost:
+        return _Walk(way, size, blocks).cost
+
+    whole = of(way.count)
+    if workspace is None or whole.peak_bytes <= workspace or not way.tail:
+        return whole
+    room = int(_ROOM * workspace)
+    size = max(1, bisect_right(range(1, way.count), room, key=lambda size: of(size).peak_bytes))
+    found = of(size)
+    if found.peak_bytes <= workspace:  # otherwise it hardly will be taken
+        try:
+            way.guesses(size)
+        except CannotSweep as error:
+            raise CannotSweep(f"the blocks of all samples do not fit, and {error}") from error
+    return found
 
 
 @dataclass(eq=False)
 class _Sketch:
-    """A term without its numbers: the values that it knows of, with their elements, and its columns."""
+    """A term without its numbers.
+
+    Attributes:
+        values: what it knows of.
+        width: their coordinates in one sample.
+        rank: its columns.
+        diagonal: it is one over values of one shape.
+        dense: its core is.
+        unit: its columns are coordinates, which take no memory.
+    """
 
     values: set[Value]
-    elements: int
+    width: int
     rank: int
     diagonal: bool = False
     dense: bool = False
+    unit: bool = False
 
-    def pull(self, call: Local) -> None:
-        """Take the call's results out."""
-        for value in self.values.intersection(call.outputs):
-            self.values.remove(value)
-            self.elements -= value.tensor.numel()
-        for value in set(call.inputs) - self.values:
-            self.values.add(value)
-            self.elements += value.tensor.numel()
-
-    def held(self, count: int) -> int:
-        """Numbers that it takes, of so many samples."""
+    @property
+    def held(self) -> int:
+        """Numbers that it takes for one sample."""
         if self.diagonal:
-            return self.elements
-        return self.rank * self.elements + self.dense * count * self.rank**2
+            return self.width
+        return (0 if self.unit else self.rank * self.width) + self.dense * self.rank**2
 
 
-def cost(way: Route, matrices: bool = False) -> Cost:
-    """The walk of `sweep.run` with ranks in place of columns.
+class _Walk:
+    """The walk of `sweep.run`, so many samples at a time, with ranks in place of columns.
 
-    Smooth calls are taken to add all that they may, so a function that happens to be flatter costs less.
-    `matrices`: of leaves that are kept alive, not only diagonals are made.
+    Attributes:
+        cost: what it takes.
     """
-    count = max(place.count for place in way.samples.values())
 
-    def width(value: Value) -> int:
-        return value.tensor.numel() // count
+    def __init__(self, way: Route, size: int, blocks: bool) -> None:
+        self._count, self._size, self._blocks = way.count, way.count, blocks
+        self._flops = self._pulls = self._peak = self._kept = 0
+        self._live = LiveSketch(way.depends, blocks)
+        chunks = len(way.chunks(size))
+        joined = self._take(way.head, [])
+        before = self._pulls
+        if chunks > 1:
+            self._kept = self._held(joined)
+            self._size = -(-way.count // chunks)
+        self._take(way.tail, joined)
+        width = way.loss.tensor.element_size()
+        self.cost = Cost(
+            self._flops,
+            before + chunks * (self._pulls - before),
+            width * self._peak,
+            tuple(dict.fromkeys(step.call.call.name for step in way.steps if step.call.unknown)),
+            self._live.work,
+            self._size,
+            chunks,
+            len(way.head) + chunks * len(way.tail),
+        )
 
-    def sketch(values: Iterable[Value], rank: int, **kind: bool) -> _Sketch:
-        known = set(values)
-        return _Sketch(known, sum(value.tensor.numel() for value in known), rank, **kind)
+    def _take(self, steps: Sequence[Step], waiting: list[_Sketch]) -> list[_Sketch]:
+        """Take calls out; terms that are waiting join where they are met."""
+        terms: list[_Sketch] = []
+        for step in steps:
+            call, outputs = step.call, set(step.call.outputs)
+            terms += [term for term in waiting if term.values & outputs]
+            waiting = [term for term in waiting if not term.values & outputs]
+            if call.inputs:
+                terms = self._condensed(terms, call)
+            touched = [term for term in terms if term.values & outputs]
+            self._read(step, terms, touched)
+            self._live.pull(call, _work(call))
+            self._pulls += len(touched)
+            for term in touched:
+                self._pull(term, call)
+            terms = [term for term in terms if term.values]
+            if call.inputs:
+                diagonals, rank = call.added()
+                terms += [
+                    _Sketch(set(values), self._across(values), self._width(values[0]), diagonal=True)
+                    for values in diagonals
+                ]
+                terms += [_Sketch(set(call.inputs), self._across(call.inputs), rank)] if rank else []
+        return terms
 
-    live = LiveSketch(way.depends, matrices)
-    terms: list[_Sketch] = []
-    alive: set[Value] = set()
-    flops = pulls = peak = 0
-    for step in way.steps:
-        call, outputs = step.call, set(step.call.outputs)
-        touched = [term for term in terms if not term.values.isdisjoint(outputs)]
-        if call.inputs:
-            growing = [term for term in touched if term.diagonal and not call.keeps(term.values)]
-            rank = sum(term.rank for term in (*(t for t in terms if not t.diagonal), *growing))
-            widths = [width(value) for value in alive]
-            if crowded(rank, widths):
-                whole = sum(widths)
-                flops += sum(
-                    2 * count * whole * t.rank * (t.rank * t.dense + whole) for t in terms if not t.diagonal
-                )
-                peak = max(peak, sum(term.held(count) for term in terms) + 2 * count * whole**2)
-                terms = [sketch(alive, whole, dense=True)]
-                touched = terms if alive & outputs else []
-            else:
-                for term in growing:
-                    term.diagonal = False
+    def _condensed(self, terms: list[_Sketch], call: Local) -> list[_Sketch]:
+        """With columns for the diagonals that do not stay such, or one dense term of all."""
+        growing = {
+            term
+            for term in terms
+            if term.diagonal and not term.values.isdisjoint(call.outputs) and not call.keeps(term.values)
+        }
+        dense = [term.values for term in terms if term.dense and term.unit]
+        absorbed = {term for term in growing if any(term.values <= values for values in dense)}
+        terms = [term for term in terms if term not in absorbed]
+        growing -= absorbed
+        rank = sum(term.rank for term in terms if not term.diagonal or term in growing)
+        alive = set().union(*(term.values for term in terms))
+        if crowded(rank, [self._width(value) for value in alive]):
+            whole = self._across(alive)
+            self._flops += sum(
+                2 * self._count * whole * t.rank * (t.rank * t.dense + whole) for t in terms if not t.diagonal
+            )
+            self._note(self._held(terms) + 2 * self._size * whole**2)
+            return [_Sketch(alive, whole, whole, dense=True, unit=True)]
+        for term in growing:
+            term.diagonal, term.unit = False, True
+        return terms
+
+    def _pull(self, term: _Sketch, call: Local) -> None:
+        """Take the call's results out of a term."""
+        before = self._across(term.values.intersection(call.outputs))
+        new = set(call.inputs) - term.values
+        term.values = (term.values - set(call.outputs)) | new
+        term.width += self._across(new) - before
+        if term.diagonal:
+            return
+        self._flops += term.rank * _work(call)
+        if term.dense and term.unit and len(call.inputs) == 1 and self._across(new) <= before:
+            self._flops += self._across(call.inputs) * _work(call)
+            self._note(self._size * term.width**2)
+            term.rank = term.width
+        else:
+            term.unit = False
+
+    def _read(self, step: Step, terms: Sequence[_Sketch], touched: Sequence[_Sketch]) -> None:
+        """What is read where parameters enter, then pulled back."""
+        width = self._across(step.call.inputs)
         columns = [term for term in touched if not term.diagonal]
-        pulls += len(touched)
-        reading = 0
+        pulled = self._size * width * sum(term.rank for term in columns)
         for entry in step.entries:
-            flops += sum(entry.work(term.rank) for term in columns)
-            reading = max(reading, count * entry.size * sum(term.rank for term in columns))
-        flops += sum(term.rank for term in columns) * _work(call)
-        pulled = max((term.held(count) for term in touched), default=0)
+            self._flops += sum(entry.work(term.rank) for term in columns)
+            reading = max((entry.held(t.rank, t.dense, t.unit, self._size) for t in columns), default=0)
+            if self._blocks:
+                reading += entry.held_by_matrix(self._size)
+            self._note(self._held(terms) + reading)
         for use in step.uses:
-            live.enter(use, touched)
-        peak = max(peak, sum(term.held(count) for term in terms) + live.held + pulled + min(HELD, reading))
-        live.pull(call, _work(call))
-        for term in touched:
-            term.pull(call)
-        terms = [term for term in terms if term.values]
-        alive = (alive - outputs).union(call.inputs if touched else ())
-        if call.inputs:
-            diagonals, rank = call.added()
-            terms += [sketch(values, width(values[0]), diagonal=True) for values in diagonals]
-            terms += [sketch(call.inputs, rank)] if rank else []
-            alive.update(call.inputs if rank else chain(*diagonals))
-    unknown = tuple(dict.fromkeys(step.call.call.name for step in way.steps if step.call.unknown))
-    return Cost(flops, pulls, peak * way.loss.tensor.element_size(), unknown, live.work)
+            self._live.enter(use, touched)
+        self._note(self._held(terms) + self._live.held + pulled)
+
+    def _note(self, held: int) -> None:
+        """Numbers that are held at this time."""
+        self._peak = max(self._peak, held + self._kept)
+
+    def _held(self, terms: Iterable[_Sketch]) -> int:
+        return self._size * sum(term.held for term in terms)
+
+    def _across(self, values: Iterable[Value]) -> int:
+        return sum(map(self._width, values))
+
+    def _width(self, value: Value) -> int:
+        return value.tensor.numel() // self._count
 
 
 def _work(call: Local) -> int:

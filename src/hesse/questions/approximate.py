@@ -46,8 +46,8 @@ def approximate_diagonal(func: Callable[..., Tensor], params: Any, kind: str = "
     the error, and there is no check: docs/benchmarks.md sets them beside the exact diagonals of networks.
 
     It costs a few gradients, and memory for the gradients by all values. A call outside of the table in
-    `hesse.tape.rules` takes a product for every element of its result that touches others: attention hidden
-    in one call, batch norm in training, or an LSTM can be slow.
+    `hesse.tape.rules` takes a product for every element of its result that touches others: batch norm in
+    training, or a recurrent layer of many steps, can be slow.
 
     Args:
         func: a closure `func()` over the tensors in `params`, or a function `func(*params)`.

@@ -30,7 +30,7 @@ class Progress:
         self._tell = wanted if callable(wanted) else None
         self._bar_after = 0.0 if wanted is True else _PATIENCE
         self._may_show = wanted is True or (wanted is None and sys.stderr.isatty())
-        self._total = self._done = 0
+        self._total = self._done = self._passes = 0
         self._start = time.perf_counter()
         self._bar: Any = None
 
@@ -49,21 +49,22 @@ class Progress:
     @property
     def done(self) -> int:
         """Passes done."""
-        return self._done
+        return self._passes
 
-    def expect(self, passes: int) -> None:
-        """Add to the number of passes that are to come."""
-        self._total += passes
+    def expect(self, steps: int) -> None:
+        """Add to the number of passes, or chunks of a sweep, that are to come."""
+        self._total += steps
         if self._bar is not None:
             self._bar.total = self._total
 
-    def advance(self, passes: int) -> None:
-        """Note that so many more passes are done."""
-        self._done += passes
+    def advance(self, passes: int = 0, chunks: int = 0) -> None:
+        """Note that so many more passes, or chunks of a sweep, are done."""
+        self._passes += passes
+        self._done += passes + chunks
         if self._tell is not None:
             self._tell(self._done, self._total)
         elif self._bar is not None:
-            self._bar.update(passes)
+            self._bar.update(passes + chunks)
         elif self._may_show and time.perf_counter() - self._start >= self._bar_after:
             from tqdm import tqdm
 

@@ -13,8 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 State = tuple[Tensor, ...]
+
+
+class TakenApart(TorchFunctionMode):
+    """Evaluates calls that hide others by these, so that numbers are the same to the last bit every time."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = self.parts(func, args, kwargs or {})
+        return func(*args, **(kwargs or {})) if result is NotImplemented else result
+
+    def parts(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result by the parts, which come here too; `NotImplemented` for calls that stay as they are."""
+        if func not in COMPOSITES or not torch.is_grad_enabled():
+            return NotImplemented
+        with self:
+            return COMPOSITES[func](*args, **kwargs)
 
 
 def _opened(function: Any) -> FunctionType:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -212,9 +213,7 @@ def rerun(
             elif value in attached:
                 content = value.tensor
             arguments[position] = content.clone() if overwritten else content
-        result = call.again(arguments)
-        made = [arguments[0]] if call.func is Tensor.__setitem__ else leaves_of(result)
-        results = [t for t in made if isinstance(t, Tensor) and t.requires_grad]
+        results = results_of(call, arguments)
     if len(results) != len(call.outputs):
         raise CannotSweep(f"{call.name} made other results when it was run again")
     for result, output in zip(results, call.outputs, strict=True):
@@ -231,6 +230,13 @@ def contents(call: Call, position: int) -> Tensor:
     if value is not None and value.changed and content is value.tensor:
         raise CannotSweep(f"an input of {call.name} has been overwritten since")
     return content.detach()
+
+
+def results_of(call: Call, arguments: Sequence[Any]) -> list[Tensor]:
+    """What the call makes of other arguments, where it requires grad."""
+    result = call.again(arguments)
+    made = [arguments[0]] if call.func is Tensor.__setitem__ else leaves_of(result)
+    return [t for t in made if isinstance(t, Tensor) and t.requires_grad]
 
 
 def slopes_of(leaves: Mapping[Value, Tensor], results: Sequence[Tensor]) -> dict[Value, Tensor]:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hesse.runtime.isolation import writes_to_first
-from hesse.tape.composites import COMPOSITES
+from hesse.tape.composites import TakenApart
 
 
 @dataclass(eq=False)
@@ -92,7 +91,7 @@ class Call:
         return args, kwargs
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(TakenApart):
     """Records the calls that have to do with the leaves.
 
     Attributes:
@@ -132,11 +131,9 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():  # inside a custom Function, for one
             return func(*args, **kwargs)
-        if func in COMPOSITES:
-            with self:
-                result = COMPOSITES[func](*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+        result = self.parts(func, args, kwargs)
+        if result is not NotImplemented:
+            return result
         if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
             self._hide("the function takes gradients itself")
         arguments: list[Any] = [*args, *kwargs.values()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,21 @@ class Samples:
         if self.outer == self.inner == 1:
             return tensor.movedim(lead, at)
         return tensor.movedim(lead, at + 1).flatten(at, at + 2)
+
+    def narrow(self, tensor: Tensor, numbers: range, lead: int = 0) -> Tensor:
+        """Some of the samples of a tensor, as they lie there."""
+        at = lead + self.dim
+        if self.outer > 1:
+            tensor = tensor.unflatten(at, (self.outer, -1))
+            return self._run_of(tensor, numbers, at + 1).flatten(at, at + 1)
+        return self._run_of(tensor, numbers, at)
+
+    def _run_of(self, tensor: Tensor, numbers: range, dim: int) -> Tensor:
+        return tensor.narrow(dim, numbers.start * self.inner, len(numbers) * self.inner)
+
+    def narrowed(self, numbers: range) -> Samples:
+        """Where these samples are once a tensor holds only them."""
+        return replace(self, count=len(numbers)) if len(numbers) > 1 else ONE_SAMPLE
 
 
 ONE_SAMPLE = Samples()

@@ -3,8 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+import hesse
 from cases import x
+from hesse.errors import CertificateWarning
+from hesse.live import Strand
+from networks import NETWORKS, Language, Problem
+from questions import BLOCKS, DIAGONAL
 from sweeping import check
 
 SAMPLES = 4
@@ -237,3 +243,112 @@ def test_live(name, by_layers, monkeypatch):
     monkeypatch.setattr("hesse.tape.uses._columns", lambda layer, samples: 0 if by_layers else 1 << 40)
     function, tensors, live = CASES[name]()
     check(function, tensors, SAMPLES, live=live)
+
+
+@pytest.fixture
+def alive_everywhere(monkeypatch):
+    """Every leaf that can stay alive does, also where products would take less."""
+    monkeypatch.setattr("hesse.planning._products", lambda meter, leaves: float("inf"))
+
+
+@pytest.mark.parametrize("question", [DIAGONAL, BLOCKS], ids=lambda question: question.name)
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_networks(network, question, alive_everywhere):
+    problem = network()
+    result = question.ask(problem.closure, problem.tensors, method="sweep", full_output=True)
+    assert question.error(result.value, problem.matrix(), problem.tensors) < 1e-9
+    assert result.certificate.passed
+
+
+class Repeated(nn.Module):
+    """One layer after itself, with skips and a penalty on another weight."""
+
+    def __init__(self, width=32):
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.scale = nn.Parameter(x(width) / 4)
+
+    def forward(self, inputs):
+        hidden = torch.tanh(self.first(inputs))
+        for _ in range(3):
+            hidden = hidden + torch.tanh(self.layer(hidden)) * self.scale.exp()
+        return self.last(hidden)
+
+
+def repeated():
+    return Problem(Repeated(), classified, x(16, 8))
+
+
+def test_weights_that_are_used_again_take_no_products(alive_everywhere):
+    problem = repeated()
+    result = hesse.hessian_diagonal(problem.closure, problem.tensors, method="sweep", full_output=True)
+    why = {name: share.why for name, share in zip(problem.names, result.plan.shares, strict=True)}
+    assert {name for name, reason in why.items() if reason == "carried along the way"} == {
+        "layer.weight",
+        "layer.bias",
+        "scale",
+    }
+    assert result.passes == result.plan.check_passes
+    assert result.certificate.passed
+    assert DIAGONAL.error(result.value, problem.matrix(), problem.tensors) < 1e-9
+
+
+def test_the_plan_weighs_products():
+    """Where rows for few outputs are carried through three layers, or 1,024 products are taken."""
+    problem = repeated()
+    plan = hesse.plan("diagonal", problem.closure, problem.tensors, method="sweep")
+    assert problem.names.index("layer.weight") in plan.by("sweep")
+
+
+def test_a_trace():
+    problem = repeated()
+    trace = hesse.hessian_trace(problem.closure, problem.tensors, method="sweep")
+    torch.testing.assert_close(trace, problem.matrix().trace())
+
+
+def test_a_plan_given_back(alive_everywhere):
+    problem, other = repeated(), Problem(Repeated(), classified, x(9, 8))
+    plan = hesse.plan("diagonal", problem.closure, problem.tensors, method="sweep")
+    result = hesse.hessian_diagonal(other.closure, other.tensors, method=plan, full_output=True)
+    assert result.plan.by("sweep") == plan.by("sweep") == set(range(7))
+    assert DIAGONAL.error(result.value, other.matrix(), other.tensors) < 1e-9
+
+
+def test_a_large_table_is_left_to_others():
+    """Of a table that is also the last layer, every row would be carried past every sample."""
+    model = Language()
+    model.table = nn.Embedding(500, 3)
+    model.out = nn.Linear(3, 500, bias=False)
+    model.out.weight = model.table.weight
+    problem = Problem(model, classified, torch.randint(0, 500, (64,)))
+    plan = hesse.plan("diagonal", problem.closure, problem.tensors, method="sweep")
+    names = {problem.names[i] for i in plan.by("sweep")}
+    assert names == {"hidden.weight", "hidden.bias"}
+
+
+def test_what_does_not_fit_the_budget_is_not_kept_alive(alive_everywhere):
+    problem = Problem(Repeated(64), classified, x(256, 8))
+
+    def planned(memory):
+        return hesse.plan("diagonal", problem.closure, problem.tensors, method="sweep", memory=memory)
+
+    wide = planned("4GiB")
+    assert wide.by("sweep") == set(range(7))
+    assert problem.names.index("layer.weight") not in planned(wide.peak_bytes // 2).by("sweep")
+
+
+@pytest.mark.parametrize("by_layers", [False, True])
+def test_a_strand_gone_wrong_is_noticed(by_layers, monkeypatch, alive_everywhere):
+    monkeypatch.setattr("hesse.tape.uses._columns", lambda layer, samples: 0 if by_layers else 1 << 40)
+    pull = Strand.pull
+
+    def wrong(self, call, ahead):
+        pull(self, call, ahead)
+        self.by = {value: stack * 1.001 for value, stack in self.by.items()}
+
+    monkeypatch.setattr(Strand, "pull", wrong)
+    problem = repeated()
+    with pytest.warns(CertificateWarning, match="computed by sweep deviates"):
+        result = hesse.hessian_diagonal(problem.closure, problem.tensors, method="sweep", full_output=True)
+    assert result.plan.method == "dense"
+    assert DIAGONAL.error(result.value, problem.matrix(), problem.tensors) < 1e-9

@@ -259,7 +259,8 @@ def test_losses(name):
     net(model, 3, loss=lambda out: LOSSES[name](out, targets))
 
 
-def test_blocks_beside_what_is_not_covered():
+def test_blocks_beside_what_is_not_covered(monkeypatch):
+    monkeypatch.setattr("hesse.planning._products", lambda meter, leaves: 0.0)
     data, targets = x(5, 4), classes(3, 5)
 
     def function(tied, norm, bias, last):

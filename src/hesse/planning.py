@@ -383,7 +383,9 @@ def _walk(question: str, meter: Meter, planned: Collection[int] | None) -> _Walk
     while planned is None:
         losing = [leaves for leaves, cost in walk.live.items() if cost.seconds > _products(meter, leaves)]
         if not losing and walk.live and walk.cost.bytes > meter.room:
-            losing = [max(walk.live, key=lambda leaves: walk.live[leaves].bytes)]
+            without = walk.cost.bytes - sum(cost.bytes for cost in walk.live.values())
+            largest = max(walk.live, key=lambda leaves: walk.live[leaves].bytes)
+            losing = [largest] if without <= meter.room else [*walk.live]  # then chunks of samples may fit
         if not losing:
             break
         walk = _walked(question, meter, walk.way.live.difference(*losing))

@@ -136,7 +136,9 @@ class LiveSketch:
 
     def _held(self, leaves: tuple[int, ...]) -> int:
         own = (strand for strand in self._strands if strand.leaves == leaves)
-        return self.work[leaves].matrix + sum(strand.rows * _elements(strand.values) for strand in own)
+        # Half as much again, as the memory that strands leave behind lies in pieces.
+        rows = sum(strand.rows * _elements(strand.values) for strand in own) * 3 // 2
+        return self.work[leaves].matrix + rows
 
 
 def _elements(values: Iterable[Value]) -> int:

@@ -111,6 +111,7 @@ def linearly_and_not():
 
 
 def penalty():
+    """Of the weights one is read where it enters, the other also multiplies the loss."""
     data = x(SAMPLES, 3)
 
     def function(first, last):
@@ -118,7 +119,7 @@ def penalty():
         decay = (first.square().sum() + (first @ last).pow(4).sum()) * last.norm()
         return classified(hidden @ last) * (1 + last.square().mean()) + decay
 
-    return function, (x(3, 4), x(4, 3)), {0, 1}
+    return function, (x(3, 4), x(4, 3)), {1}
 
 
 def weight_norm():

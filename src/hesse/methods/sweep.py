@@ -38,9 +38,10 @@ from hesse.runtime.progress import Progress
 from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.narrow import Chunk, Guess, guessed
+from hesse.tape.penalties import penal
 from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import Samples
-from hesse.tape.uses import Use, Uses
+from hesse.tape.uses import Use, Uses, entering
 
 
 @contextmanager
@@ -63,13 +64,15 @@ class Step:
 
     Attributes:
         call: as a function of the values that curvature is carried to.
-        entries: where parameters enter it that have no other uses.
+        entries: where parameters enter it that have no other uses, but for penalties.
         uses: where leaves that are alive enter it.
+        penalties: where penalties on parameters are added that are read elsewhere.
     """
 
     call: Local
     entries: list[Entry] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
+    penalties: list[Use] = field(default_factory=list)
 
 
 @dataclass
@@ -174,7 +177,9 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
     if any(v.tensor.dtype != value.dtype for call in calls for v in (*call.inputs.values(), *call.outputs)):
         raise CannotSweep("values are of different dtypes")
     places = _placed(calls, samples)
-    uses = Counter(value for call in calls for value in call.inputs.values())
+    leaves, lost = entering(calls, places)
+    apart = set() if lost else penal(calls, places)
+    uses = Counter(value for call in calls if call not in apart for value in call.inputs.values())
     alive = Uses(calls, places, live)
     depends: dict[Value, Set[int]] = {}
     steps = []
@@ -182,9 +187,10 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
         inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in depends]
         step = Step(local(call, inputs, places))
         step.entries = list(entries(step.call, uses))
-        read = {leaf for entry in step.entries for leaf in entry.leaves}
-        step.uses = [use for use in alive.of(step.call) if read.isdisjoint(use.leaves)]
-        if inputs or step.entries or step.uses:
+        own = {leaf for entry in step.entries for leaf in entry.leaves}
+        step.uses = [use for use in alive.of(step.call) if own.isdisjoint(use.leaves)]
+        penalised = any(value.source in apart for value in call.inputs.values()) and call not in apart
+        if inputs or step.entries or step.uses or penalised:
             on = {leaf for use in step.uses for leaf in use.leaves}.union(
                 *(depends[value] for value in inputs)
             )
@@ -192,9 +198,20 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
             steps.append(step)
     if not any(step.entries or step.uses for step in steps):
         raise CannotSweep("no parameter enters linearly, and only once, where samples are apart")
+    _penalise(steps, leaves)
     steps.reverse()
     together = any(step.uses for step in steps)  # a leaf that is alive has no samples to be apart
     return Route(loss, *((steps, []) if together else _split(steps, places)), places, depends)
+
+
+def _penalise(steps: Sequence[Step], entering: Mapping[Call, Sequence[Value]]) -> None:
+    """Leaves that are read where they enter have no other uses but penalties: those are not kept alive."""
+    read = {leaf for step in steps for entry in step.entries for leaf in entry.leaves}
+    for step in steps:
+        elsewhere = read.difference(*(entry.leaves for entry in step.entries))
+        added = [leaf for leaf in dict.fromkeys(entering[step.call.call]) if leaf.leaf in elsewhere]
+        step.penalties = [Use(leaf, step.call) for leaf in added]
+        step.uses = [use for use in step.uses if read.isdisjoint(use.leaves)]
 
 
 def _split(steps: list[Step], places: Mapping[Value, Samples]) -> tuple[list[Step], list[Step]]:
@@ -298,6 +315,8 @@ def _walk(
         given = [adjoints.pop(value, None) for value in call.outputs]
         for use in step.uses:
             live.enter(use, curvature, given)
+        for use in step.penalties:
+            live.penalise(use, given)
         live.pull(call)
         _pull_curvature(call, curvature)
         if call.inputs:
@@ -396,8 +415,14 @@ def diagonal(
 
     live = LiveLeaves(way.depends, "diagonal", check)
     run(way, take, live, size, progress)
+    for i in live.penalties.keys() & leaves:
+        for penalty in live.penalties[i]:
+            _add(found, {i: penalty.diagonal()})
     probes = live.probes()
     for first, vector in vectors.items():
+        for i in live.penalties.keys() & vector:
+            for penalty in live.penalties[i]:
+                _add(products[first], {i: penalty.times(vector[i])})
         rows, norm = list(vector), math.hypot(*(float(found[i].norm()) for i in vector))
         probes.append(Probe(rows, rows, list(vector.values()), [products[first][i] for i in rows], norm))
     return {i: part for i, part in found.items() if i in leaves} | live.parts(), probes
@@ -415,6 +440,9 @@ def blocks(
 
     live = LiveLeaves(way.depends, "blocks")
     run(way, take, live, size, progress)
+    for i in live.penalties.keys() & leaves:
+        for penalty in live.penalties[i]:
+            _add(found, {i: penalty.matrix()})
     return {(i, i): part for i, part in (found | live.parts()).items()}
 
 

@@ -29,7 +29,7 @@ class Cost:
         live: what the leaves that are kept alive take beside, by those that are so together.
         size: how many samples are taken at a time, at most.
         chunks: how many times that is done.
-        calls: how many calls are taken out, those of every chunk counted.
+        calls: how many calls are taken out, those of every chunk counted, and penalties.
     """
 
     flops: int
@@ -124,7 +124,7 @@ class _Walk:
             self._live.work,
             self._size,
             chunks,
-            len(way.head) + chunks * len(way.tail),
+            len(way.head) + chunks * len(way.tail) + sum(len(step.penalties) for step in way.steps),
         )
 
     def _take(self, steps: Sequence[Step], waiting: list[_Sketch]) -> list[_Sketch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -11,16 +12,22 @@ from hesse.blocks import Curvature
 from hesse.live import Adjoints, Ahead, DiagonalByCoordinates, LiveLeaf, MatrixByCoordinates
 from hesse.probe import Probe
 from hesse.tape.local import Local
+from hesse.tape.penalties import Penalty
 from hesse.tape.record import Value
 from hesse.tape.uses import LayerUse, Use
 from hesse.tied import DiagonalByOutputs, MatrixByOutputs
 
 
 class LiveLeaves:
-    """What a walk knows of the leaves that are alive."""
+    """What a walk knows of the leaves that are alive, and of penalties on others.
+
+    Attributes:
+        penalties: by the leaf.
+    """
 
     def __init__(self, depends: Mapping[Value, Set[int]], question: str, check: bool = False) -> None:
         """`depends`: the live leaves that a value is a function of; `question`: "diagonal" or "blocks"."""
+        self.penalties: dict[int, list[Penalty]] = defaultdict(list)
         self._leaves: dict[int, LiveLeaf] = {}
         self._depends, self._question, self._check = depends, question, check
 
@@ -30,6 +37,10 @@ class LiveLeaves:
         if index not in self._leaves:
             self._leaves[index] = _KINDS[self._question, type(use)](use, self._check)
         self._leaves[index].enter(use, curvature, adjoints, self._ahead(index, use.call))
+
+    def penalise(self, use: Use, adjoints: Adjoints) -> None:
+        """Take in what is added to the loss of a leaf that is read elsewhere."""
+        self.penalties[use.leaves[0]].append(Penalty(use, adjoints))
 
     def pull(self, call: Local) -> None:
         """Take the results of a call out."""

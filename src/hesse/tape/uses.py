@@ -140,7 +140,7 @@ class Uses:
 
     def __init__(self, calls: Sequence[Call], samples: Mapping[Value, Samples], live: Set[int]) -> None:
         self._samples = samples
-        self._entering = _entering(calls, samples, live)
+        self._entering, _ = entering(calls, samples, live)
         self._layers = _tied_layers(self._entering, samples)
 
     def of(self, call: Local) -> Iterator[Use]:
@@ -153,10 +153,12 @@ class Uses:
                 yield LayerUse(leaf, call, layer, self._samples[layer.output])
 
 
-def _entering(calls: Sequence[Call], samples: Container[Value], live: Set[int]) -> dict[Call, list[Value]]:
-    """Which of some leaves enter each call that has samples; twice, if by two arguments.
+def entering(
+    calls: Sequence[Call], samples: Container[Value], live: Set[int] | None = None
+) -> tuple[dict[Call, list[Value]], set[Value]]:
+    """Which of some leaves, or of all, enter each call that has samples; twice, if by two arguments.
 
-    Without those that enter some call by a value that has been overwritten since.
+    Without those that enter some call by a value that has been overwritten since: these come second.
     """
     found: dict[Call, list[Value]] = {}
     behind: dict[Value, list[Value]] = {}  # the leaves that values without samples are made of
@@ -165,7 +167,8 @@ def _entering(calls: Sequence[Call], samples: Container[Value], live: Set[int]) 
         apart = not any(value in samples for value in call.outputs)
         met: list[Value] = []
         for position, value in call.inputs.items():
-            leaves = [value] if value.leaf in live else behind.get(value, [])
+            wanted = value.leaf is not None and (live is None or value.leaf in live)
+            leaves = [value] if wanted else behind.get(value, [])
             met += leaves
             if not apart and (value.changed or call.arguments[position] is not value.tensor):
                 lost.update(leaves)
@@ -173,7 +176,7 @@ def _entering(calls: Sequence[Call], samples: Container[Value], live: Set[int]) 
             behind.update({output: list(dict.fromkeys(met)) for output in call.outputs})
         else:
             found[call] = met
-    return {call: [leaf for leaf in met if leaf not in lost] for call, met in found.items()}
+    return {call: [leaf for leaf in met if leaf not in lost] for call, met in found.items()}, lost
 
 
 def _tied_layers(

@@ -72,7 +72,7 @@ class Step:
     uses: list[Use] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class Route:
     """What a sweep will do.
 

@@ -192,7 +192,7 @@ def test_a_sweep_stays_within_what_was_planned_and_the_budget(budget):
     assert 2**24 < taken < budget
     assert planned < budget
     if budget == 2**29:
-        assert 67_000_000 < taken < 1.15 * planned
+        assert 67_000_000 < taken < planned + 2**25  # what is free again lies in pieces
 
 
 def test_a_sweep_of_which_no_sample_fits_the_budget_is_not_taken():

@@ -63,9 +63,9 @@ class Rates:
     batch: float = 2.5e-5
     move: float = 9e9
     multiply: float = 1.8e11
-    step: float = 3.5e-4
-    pull: float = 5e-5
-    carry: float = 7e10
+    step: float = 1.4e-4
+    pull: float = 1.2e-4
+    carry: float = 1.5e11
 
     def at(self, width: int) -> Rates:
         """The rates for numbers of so many bytes; as they stand they are for four."""
@@ -73,7 +73,7 @@ class Rates:
 
 
 CPU = Rates()
-CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=6e-4, pull=1e-4, carry=5e12)
+CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=3e-4, pull=3e-4, carry=5e12)
 CHUNK = 128  # columns in a batch, as they are found to be best for most functions
 
 

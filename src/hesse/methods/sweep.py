@@ -75,7 +75,7 @@ class Step:
     penalties: list[Use] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class Route:
     """What a sweep will do.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from hesse.blocks import CannotSweep, crowded
 from hesse.methods.sweep import Route, Step
@@ -42,6 +43,10 @@ class Cost:
     calls: int
 
 
+# A plan finds them, then the walk asks again.
+_COSTS: WeakKeyDictionary[Route, dict[tuple[int, bool], Cost]] = WeakKeyDictionary()
+
+
 def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost:
     """The cost for all samples at a time, or for as many as fit the workspace.
 
@@ -53,7 +58,10 @@ def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost
     """
 
     def of(size: int) -> Cost:
-        return _Walk(way, size, blocks).cost
+        known = _COSTS.setdefault(way, {})
+        if (size, blocks) not in known:
+            known[size, blocks] = _Walk(way, size, blocks).cost
+        return known[size, blocks]
 
     whole = of(way.count)
     if workspace is None or whole.peak_bytes <= workspace or not way.tail:

@@ -171,6 +171,13 @@ class LayerCall:
 
 def layer_call(call: Call) -> LayerCall | None:
     """What layer a call is; None where its weight is no leaf, or where it is no layer."""
+    if layer_call not in call.known:
+        call.known[layer_call] = _layer_call(call)
+    found: LayerCall | None = call.known[layer_call]
+    return found
+
+
+def _layer_call(call: Call) -> LayerCall | None:
     reader = _READERS.get(call.func)
     if reader is None or len(call.outputs) != 1:
         return None

@@ -8,7 +8,7 @@ Calls that hide others (attention, recurrent layers) are taken apart: see `compo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ class Call:
         inputs: the arguments that require grad, by their position in `arguments`.
         outputs: the results that require grad, in order.
         order: number of the call on the tape.
+        known: what was found out about it, by who asked.
     """
 
     func: Callable[..., Any]
@@ -64,6 +65,7 @@ class Call:
     inputs: dict[int, Value]
     outputs: list[Value]
     order: int
+    known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:

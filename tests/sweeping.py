@@ -4,7 +4,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from hesse.methods import sweep
+from hesse.methods import sweep, sweep_route
 from hesse.tape.record import Recorder
 from hesse.tape.samples import Samples, chosen, everywhere, perturbed
 from oracle import hessian_matrix
@@ -56,7 +56,7 @@ def swept(function, tensors, count):
     """The diagonal of every covered leaf, by index, and the probes of the sweep."""
     value, tape, samples = recorded(function, tensors, count)
     with sdpa_kernel(SDPBackend.MATH):
-        way = sweep.route(tape, value, samples)
+        way = sweep_route.route(tape, value, samples)
         return sweep.diagonal(way, way.covered)
 
 
@@ -68,7 +68,7 @@ def check(function, tensors, count, covered=None, live=(), size=None):
     """
     value, tape, samples = recorded(function, tensors, count)
     with sdpa_kernel(SDPBackend.MATH):
-        way = sweep.route(tape, value, samples, set(live))
+        way = sweep_route.route(tape, value, samples, set(live))
         assert way.live == set(live)
         found, probes = sweep.diagonal(way, way.covered, size=size)
         squares = sweep.blocks(way, way.covered, size=size)

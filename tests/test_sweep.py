@@ -6,7 +6,7 @@ from torch import nn
 import hesse
 from cases import Cubed, classes, of_model, x
 from hesse.blocks import CannotSweep
-from hesse.methods import sweep
+from hesse.methods import sweep, sweep_route
 from hesse.methods.sweep_cost import cost
 from hesse.methods.sweep_live import LiveLeaves
 from oracle import hessian_matrix, relative_error
@@ -358,7 +358,7 @@ def test_a_number_for_every_sample():
 def way_of(model, loss, *shape):
     function, tensors = of_model(model, loss, x(5, *shape))
     value, tape, samples = recorded(function, tensors, 5)
-    return sweep.route(tape, value, samples)
+    return sweep_route.route(tape, value, samples)
 
 
 def classified(out):

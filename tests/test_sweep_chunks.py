@@ -8,7 +8,7 @@ from torch import nn
 import hesse
 from cases import classes, of_model, x
 from hesse.blocks import CannotSweep
-from hesse.methods import sweep
+from hesse.methods import sweep, sweep_route
 from hesse.methods.sweep_cost import cost
 from hesse.methods.sweep_live import LiveLeaves
 from hesse.runtime.memory import Budget
@@ -184,7 +184,7 @@ def test_two_samples():
 
 def route_of(function, tensors):
     value, tape, samples = recorded(function, tensors, SAMPLES)
-    return sweep.route(tape, value, samples)
+    return sweep_route.route(tape, value, samples)
 
 
 def test_a_penalty_at_every_layer_does_not_widen_the_walk():

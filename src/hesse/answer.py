@@ -20,7 +20,7 @@ from hesse.evaluation import evaluated, require_deterministic, value_of
 from hesse.explore import explore
 from hesse.finite import first_non_finite
 from hesse.gradient import Gradient, require_influence
-from hesse.methods import dense, sweep, sweep_cost, taps
+from hesse.methods import dense, sweep, sweep_cost, sweep_route, taps
 from hesse.planning import Plan
 from hesse.probe import Probe
 from hesse.problem import Problem
@@ -256,8 +256,8 @@ class _Work:
     def _swept(self, leaves: frozenset[int], check: bool) -> tuple[Mapping[Any, Tensor], list[Probe]]:
         tape = self.gradient.tape
         assert tape is not None
-        with sweep.refusing():
-            way = sweep.route(tape, self.gradient.value, self.gradient.places, leaves)
+        with sweep_route.refusing():
+            way = sweep_route.route(tape, self.gradient.value, self.gradient.places, leaves)
             whole = self.question == "blocks"
             taken = sweep_cost.cost(way, self.meter.room, whole)
             if taken.chunks > 1:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.blocks import Curvature
+from hesse.curvature import Curvature
 from hesse.probe import Probe, random_signs
 from hesse.tape.local import Local
 from hesse.tape.record import Value

@@ -14,7 +14,7 @@ from hesse.cost import Cost, Meter, total
 from hesse.errors import ArgumentError
 from hesse.gradient import Gradient
 from hesse.layers import Layer
-from hesse.methods import dense, sweep, sweep_cost, taps
+from hesse.methods import dense, sweep_cost, sweep_route, taps
 from hesse.parameters import Entry
 from hesse.problem import Problem
 from hesse.runtime.memory import show
@@ -332,7 +332,7 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
     if gradient.tape is None or not gradient.places:
         return "no samples were found that do not touch"
     try:
-        with sweep.refusing():
+        with sweep_route.refusing():
             walk = _walk(question, meter, planned)
     except CannotSweep as error:
         return str(error)
@@ -371,7 +371,7 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
 class _Walk:
     """A sweep, and what it takes: for the leaves that it keeps alive, and altogether."""
 
-    way: sweep.Route
+    way: sweep_route.Route
     taken: sweep_cost.Cost
     live: Mapping[tuple[int, ...], Cost]
     cost: Cost
@@ -400,7 +400,7 @@ def _walk(question: str, meter: Meter, planned: Collection[int] | None) -> _Walk
 def _walked(question: str, meter: Meter, live: Set[int]) -> _Walk:
     gradient = meter.gradient
     assert gradient.tape is not None
-    way = sweep.route(gradient.tape, gradient.value, gradient.places, live)
+    way = sweep_route.route(gradient.tape, gradient.value, gradient.places, live)
     taken = sweep_cost.cost(way, meter.room, blocks=question == "blocks")
     width = gradient.value.element_size()
     kept = {

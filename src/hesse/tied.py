@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hesse.blocks import Curvature, Unit
+from hesse.blocks import Unit
+from hesse.curvature import Curvature
 from hesse.layers import Layer, Matrix
 from hesse.live import Adjoints, Ahead, LiveLeaf, Strand
 from hesse.parameters import LayerEntry

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.blocks import CannotSweep
-from hesse.methods.sweep import leading_to
+from hesse.methods.sweep_route import leading_to
 from hesse.tape.diagonals import with_diagonals
 from hesse.tape.record import Recorder, Value
 

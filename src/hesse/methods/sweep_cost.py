@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from hesse.blocks import CannotSweep, crowded
-from hesse.methods.sweep import Route, Step
 from hesse.methods.sweep_live_cost import LiveSketch, Work
+from hesse.methods.sweep_route import Route, Step
 from hesse.tape.layers import layer_call
 from hesse.tape.local import Local
 from hesse.tape.record import Value

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hesse.blocks import Curvature
+from hesse.curvature import Curvature
 from hesse.live import Adjoints, Ahead, DiagonalByCoordinates, LiveLeaf, MatrixByCoordinates
 from hesse.probe import Probe
 from hesse.tape.local import Local

@@ -12,7 +12,7 @@ from hesse.blocks import CannotSweep
 from hesse.errors import ArgumentError, OutputError, StructureError
 from hesse.evaluation import errors_explained, evaluate
 from hesse.methods import approximate
-from hesse.methods.sweep import refusing
+from hesse.methods.sweep_route import refusing
 from hesse.problem import Problem, from_function
 from hesse.runtime.isolation import isolated, random_state_kept
 from hesse.tape.record import Recorder

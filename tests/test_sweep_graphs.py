@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cases import x
@@ -52,6 +52,7 @@ STEP = st.tuples(st.sampled_from([*ONE, *TWO, *LAYERS, *LAYERS]), st.integers(0,
     st.integers(0, 3),
     st.sampled_from([None, 1, 2]),
 )
+@example([("pool", 0, 0), ("multiply", 0, 1)], "cross entropy", 0, 1)
 def test_random_graph(steps, loss, seed, size):
     torch.manual_seed(seed)
     samples = 3

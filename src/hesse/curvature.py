@@ -321,4 +321,5 @@ def _sum(one: Tensor | None, other: Tensor) -> Tensor:
 def _put(part: Tensor, block: Tensor) -> None:
     """Write a block where it may lie already."""
     if part.data_ptr() != block.data_ptr() or part.stride() != block.stride():
-        part.copy_(block)
+        shared = part.untyped_storage().data_ptr() == block.untyped_storage().data_ptr()
+        part.copy_(block.clone() if shared else block)

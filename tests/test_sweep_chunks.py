@@ -12,21 +12,13 @@ from hesse.methods import sweep, sweep_route
 from hesse.methods.sweep_cost import cost
 from hesse.methods.sweep_live import LiveLeaves
 from hesse.runtime.memory import Budget
+from networks import Residual
 from oracle import hessian_matrix, relative_error
 from questions import BLOCKS
 from sweeping import check, recorded
 
 SAMPLES = 5
 SIZES = (3, 2, 1)  # two chunks, three uneven ones, one for every sample
-
-
-class Residual(nn.Module):
-    def __init__(self, inside):
-        super().__init__()
-        self.inside = inside
-
-    def forward(self, h):
-        return h + self.inside(h)
 
 
 def classifier(model, *shape):

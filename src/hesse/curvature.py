@@ -22,7 +22,7 @@ from hesse.blocks import (
     times,
 )
 from hesse.tape.record import Value
-from hesse.tape.samples import Samples
+from hesse.tape.samples import Samples, most
 
 Apply = Callable[..., Tensor]
 
@@ -38,9 +38,9 @@ class Curvature:
     def __init__(self, samples: Mapping[Value, Samples]) -> None:
         self.samples = samples
         self.terms: list[Term] = []
-        self._spare: Tensor | None = (
-            None  # memory of an earlier block: to get new pages takes as long as a product
-        )
+        self._count = most(samples)
+        # Memory of an earlier block: to touch new pages takes as long as to multiply.
+        self._spare: Tensor | None = None
 
     def width(self, value: Value) -> int:
         """Coordinates of one sample."""
@@ -189,18 +189,11 @@ class Curvature:
         for w in old:
             for x in old:
                 core[:, new[w], new[x]] = term.core[:, old[w], old[x]]
+        enter = Tensor.add_ if u in old else Tensor.copy_
         for w in old:
-            part = side[:, old[w]]
-            if u in old:
-                core[:, new[w], new[u]] += part
-                core[:, new[u], new[w]] += contiguous(part.transpose(1, 2))
-            else:
-                core[:, new[w], new[u]] = part
-                core[:, new[u], new[w]] = contiguous(part.transpose(1, 2))
-        if u in old:
-            core[:, new[u], new[u]] += square
-        else:
-            core[:, new[u], new[u]] = square
+            enter(core[:, new[w], new[u]], side[:, old[w]])
+            enter(core[:, new[u], new[w]], contiguous(side[:, old[w]].transpose(1, 2)))
+        enter(core[:, new[u], new[u]], square)
         return Factor(core, starts)
 
     def absorb(self, term: Diagonal) -> bool:
@@ -229,10 +222,9 @@ class Curvature:
 
     def require_samples(self) -> None:
         """Raise where curvature has come to a value in which samples are joined."""
-        count = max((place.count for place in self.samples.values()), default=1)
         for term in self.terms:
             for value in term.values:
-                if self.samples[value].count < count:
+                if self.samples[value].count < self._count:
                     raise CannotSweep("the loss is not a sum over samples")
 
     def _starts(self, values: Iterable[Value]) -> tuple[Columns, int]:

@@ -20,7 +20,7 @@ from hesse.tape.local import Local
 from hesse.tape.narrow import Guess, guessed
 from hesse.tape.penalties import penal
 from hesse.tape.record import Call, Recorder, Value
-from hesse.tape.samples import Samples
+from hesse.tape.samples import Samples, most
 from hesse.tape.uses import Use, Uses, entering
 
 
@@ -78,7 +78,7 @@ class Route:
     @property
     def count(self) -> int:
         """How many samples there are."""
-        return max((place.count for place in self.samples.values()), default=1)
+        return most(self.samples)
 
     def chunks(self, size: int) -> list[range]:
         """All samples in chunks of at most `size`, as even as can be."""
@@ -192,7 +192,7 @@ def _penalise(steps: Sequence[Step], entering: Mapping[Call, Sequence[Value]]) -
 
 def _split(steps: list[Step], places: Mapping[Value, Samples]) -> tuple[list[Step], list[Step]]:
     """Head and tail of a route; where samples that were joined are used again, there is no tail."""
-    count = max(place.count for place in places.values())
+    count = most(places)
 
     def apart(values: Iterable[Value]) -> bool:
         return all(places[value].count == count for value in values)

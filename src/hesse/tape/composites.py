@@ -99,35 +99,12 @@ def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, 
     return input + torch.bmm(batch1, batch2) if beta == alpha == 1 else NotImplemented
 
 
-def _rnn_cell(
-    activation: Callable[[Tensor], Tensor],
-    input: Tensor,
-    state: State,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> State:
-    return (activation(functional.linear(input, w_ih, b_ih) + functional.linear(state[0], w_hh, b_hh)),)
+Formula = Callable[[Tensor, Tensor, State], State]
+"""From what the input and the last hidden state give, and the last state, to the next."""
 
 
-def _gru_cell(
-    input: Tensor,
-    state: State,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> State:
-    (hidden,) = state
-    sizes = [2 * hidden.shape[-1], hidden.shape[-1]]
-    gates, candidate = functional.linear(input, w_ih, b_ih).split(sizes, -1)
-    own_gates, own_candidate = functional.linear(hidden, w_hh, b_hh).split(sizes, -1)
-    reset, keep = torch.sigmoid(gates + own_gates).chunk(2, -1)
-    return (torch.lerp(torch.tanh(candidate + reset * own_candidate), hidden, keep),)
-
-
-def _lstm_cell(
+def _cell(
+    formula: Formula,
     input: Tensor,
     state: State,
     w_ih: Tensor,
@@ -136,12 +113,29 @@ def _lstm_cell(
     b_hh: Tensor | None = None,
     w_hr: Tensor | None = None,
 ) -> State:
-    hidden, memory = state
-    gates = functional.linear(input, w_ih, b_ih) + functional.linear(hidden, w_hh, b_hh)
-    take, keep, candidate, show = gates.chunk(4, -1)
+    """One step: two linear layers, the formula, and perhaps a projection of what is shown."""
+    given, own = functional.linear(input, w_ih, b_ih), functional.linear(state[0], w_hh, b_hh)
+    hidden, *memory = formula(given, own, state)
+    return hidden if w_hr is None else functional.linear(hidden, w_hr), *memory
+
+
+def _rnn(activation: Callable[[Tensor], Tensor], given: Tensor, own: Tensor, state: State) -> State:
+    return (activation(given + own),)
+
+
+def _gru(given: Tensor, own: Tensor, state: State) -> State:
+    (hidden,) = state
+    sizes = [2 * hidden.shape[-1], hidden.shape[-1]]
+    (gates, candidate), (own_gates, own_candidate) = given.split(sizes, -1), own.split(sizes, -1)
+    reset, keep = torch.sigmoid(gates + own_gates).chunk(2, -1)
+    return (torch.lerp(torch.tanh(candidate + reset * own_candidate), hidden, keep),)
+
+
+def _lstm(given: Tensor, own: Tensor, state: State) -> State:
+    _, memory = state
+    take, keep, candidate, show = (given + own).chunk(4, -1)
     memory = torch.sigmoid(keep) * memory + torch.sigmoid(take) * torch.tanh(candidate)
-    hidden = torch.sigmoid(show) * torch.tanh(memory)
-    return hidden if w_hr is None else functional.linear(hidden, w_hr), memory
+    return torch.sigmoid(show) * torch.tanh(memory), memory
 
 
 def _step(cell: Callable[..., State], input: Tensor, hx: Tensor | State, *weights: Tensor | None) -> Any:
@@ -199,7 +193,9 @@ def _recurrent(
     return output, *(turned(torch.cat(states, time)).contiguous() for states in zip(*final, strict=True))
 
 
-_tanh_cell, _relu_cell = partial(_rnn_cell, torch.tanh), partial(_rnn_cell, torch.relu)
+_tanh_cell = partial(_cell, partial(_rnn, torch.tanh))
+_relu_cell = partial(_cell, partial(_rnn, torch.relu))
+_gru_cell, _lstm_cell = partial(_cell, _gru), partial(_cell, _lstm)
 
 COMPOSITES: dict[Any, Callable[..., Any]] = {
     functional.multi_head_attention_forward: _opened(functional.multi_head_attention_forward),

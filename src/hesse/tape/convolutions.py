@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn import grad as gradients
 
-from hesse.blocks import CannotSweep, Term, contiguous
-from hesse.tape.local import Added, Local
+from hesse.blocks import CannotSweep, contiguous
+from hesse.tape import layers
+from hesse.tape.products import Bilinear
 from hesse.tape.record import Call, Value
-from hesse.tape.rules import canonical
 
 
-class Convolution(Local):
+class Convolution(Bilinear):
     """A convolution of images [B, channels, *places], with the samples in B."""
 
     thin = True
-
-    def added(self) -> Added:
-        """Nothing."""
-        return (), 0
-
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
-        """None."""
-        return iter(())
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Columns that are the same for all samples only once."""
@@ -51,74 +42,49 @@ class Convolution(Local):
         restored: Tensor = pulled.unflatten(0, images.shape[:2])
         return restored
 
+    def _transposed(self, results: Tensor, shape: torch.Size) -> Tensor:
+        """A batch of results, pulled back to inputs of a shape."""
+        weight, kind = self._read
+        places = len(kind.stride)
+        if kind.spread is not None:  # the other way round, it is a plain convolution
+            spans = [gap * (size - 1) for gap, size in zip(kind.dilation, kind.shape[2:], strict=True)]
+            padding = [span - sides[0] for span, sides in zip(spans, kind.padding, strict=True)]
+            found: Tensor = getattr(functional, f"conv{places}d")(
+                results, weight, None, kind.spread, padding, kind.dilation, kind.groups
+            )
+            return found
+        padding = [sides[0] for sides in kind.padding]
+        found = getattr(gradients, f"conv{places}d_input")(
+            (len(results), *shape), weight, results, kind.stride, padding, kind.dilation, kind.groups
+        )
+        return found
+
     @cached_property
-    def _transposed(self) -> Transposed:
-        found = self.call.read_by(_SIGNATURES[canonical(self.call.name)])
-        assert found is not None
-        return found  # type: ignore[no-any-return]
-
-
-Transposed = Callable[[Tensor, torch.Size], Tensor]
-"""The transposed map, of a batch of results to inputs of a shape."""
+    def _read(self) -> tuple[Tensor, layers.Convolution]:
+        read = _read_convolution(self.call)
+        assert read is not None
+        return read
 
 
 def is_convolution(call: Call) -> bool:
     """Is the call a convolution of a batch, whose transposed map torch has?"""
-    signature = _SIGNATURES.get(canonical(call.name))
-    if signature is None or call.arguments[0].dim() != call.arguments[1].dim():
+    read = _read_convolution(call)
+    if read is None or call.arguments[0].dim() != call.arguments[1].dim():
         return False
-    return call.read_by(signature) is not None
+    _, kind = read
+    return kind.spread is not None or all(before == after for before, after in kind.padding)
 
 
-def _forward(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Transposed | None:
-    kernel = _contents(weight)
-    places = kernel.dim() - 2
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
-        gaps = dilation if isinstance(dilation, (tuple, list)) else [dilation] * places
-        spans = [gap * (size - 1) for gap, size in zip(gaps, kernel.shape[2:], strict=True)]
-        if any(span % 2 for span in spans):
-            return None
-        padding = [span // 2 for span in spans]
-    back = getattr(gradients, f"conv{places}d_input")
-    return lambda results, shape: back(
-        (len(results), *shape), kernel, results, stride, padding, dilation, groups
-    )
-
-
-def _transposed(
-    input: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
-    groups: int = 1,
-    dilation: Any = 1,
-) -> Transposed:
-    kernel = _contents(weight)
-    convolved = getattr(functional, f"conv{kernel.dim() - 2}d")
-    return lambda results, _: convolved(results, kernel, None, stride, padding, dilation, groups)
-
-
-def _contents(weight: Tensor | Value) -> Tensor:
-    if isinstance(weight, Value):
-        if weight.changed:
-            raise CannotSweep("the weight of a convolution has been overwritten since")
-        weight = weight.tensor
-    return weight.detach()
-
-
-_SIGNATURES: dict[str, Callable[..., Transposed | None]] = {
-    **{f"conv{places}d": _forward for places in (1, 2, 3)},
-    **{f"conv_transpose{places}d": _transposed for places in (1, 2, 3)},
-}
+def _read_convolution(call: Call) -> tuple[Tensor, layers.Convolution] | None:
+    """The weight as the call met it, and how it is laid over the input."""
+    read = layers.read_layer(call)
+    if read is None:
+        return None
+    weight, _, _, kind = read
+    if not isinstance(kind, layers.Convolution):
+        return None
+    if not isinstance(weight, Value):
+        return weight, kind
+    if weight.changed:
+        raise CannotSweep("the weight of a convolution has been overwritten since")
+    return weight.tensor.detach(), kind

@@ -178,13 +178,12 @@ def layer_call(call: Call) -> LayerCall | None:
 
 
 def _layer_call(call: Call) -> LayerCall | None:
-    reader = _READERS.get(call.func)
-    if reader is None or len(call.outputs) != 1:
+    found = read_layer(call) if len(call.outputs) == 1 else None
+    if found is None:
         return None
-    read: _Read = call.read_by(reader)
-    if read is None:
+    weight, bias, input, kind = found
+    if not isinstance(weight, Value):
         return None
-    weight, bias, input, kind = read
     tensor = input.tensor if isinstance(input, Value) else input
     index, _ = _leaf(weight)
     z = call.outputs[0].tensor
@@ -263,7 +262,15 @@ def _leaf(weight: Value) -> tuple[int | None, bool]:
     return None, False
 
 
-_Read = tuple[Value, Any, Any, Kind] | None
+_Read = tuple[Any, Any, Any, Kind] | None
+"""Weight, bias and input, each a tensor or, if it requires grad, a value; and the kind."""
+
+
+def read_layer(call: Call) -> _Read:
+    """What a call that may be a layer was called with, whatever its weight is; None for all others."""
+    reader = _READERS.get(call.func)
+    found: _Read = None if reader is None else call.read_by(reader)
+    return found
 
 
 def _read_linear(input: Any, weight: Any, bias: Any = None) -> _Read:
@@ -322,9 +329,7 @@ def _read_convolution(places: int) -> Callable[..., _Read]:
         dilation: Any = 1,
         groups: int = 1,
     ) -> _Read:
-        if not isinstance(weight, Value):
-            return None
-        shape, gap = weight.tensor.shape, _each(dilation, places)
+        shape, gap = _shape(weight), _each(dilation, places)
         if padding == "valid":
             padding = 0
         if padding == "same":
@@ -348,9 +353,7 @@ def _read_transposed(places: int) -> Callable[..., _Read]:
         groups: int = 1,
         dilation: Any = 1,
     ) -> _Read:
-        if not isinstance(weight, Value):
-            return None
-        shape, gap = weight.tensor.shape, _each(dilation, places)
+        shape, gap = _shape(weight), _each(dilation, places)
         sides = tuple(
             (d * (k - 1) - p, d * (k - 1) - p + more)
             for d, k, p, more in zip(
@@ -361,6 +364,10 @@ def _read_transposed(places: int) -> Callable[..., _Read]:
         return weight, bias, input, Convolution(shape, ones, sides, gap, groups, _each(stride, places))
 
     return read
+
+
+def _shape(weight: Tensor | Value) -> torch.Size:
+    return (weight.tensor if isinstance(weight, Value) else weight).shape
 
 
 def _each(value: Any, places: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hesse.tape.record import Call, Value
 from hesse.tape.rules import Kind, canonical, kind_of
-from hesse.tape.samples import Samples, differs
+from hesse.tape.samples import Samples, differs, most
 from hesse.tape.uses import Use
 
 HELD = 2**22
@@ -24,7 +24,7 @@ HELD = 2**22
 
 def penal(calls: Sequence[Call], samples: Mapping[Value, Samples]) -> set[Call]:
     """The calls without samples that lead to nothing but sums with what has none any more."""
-    count = max((place.count for place in samples.values()), default=1)
+    count = most(samples)
     followers: dict[Value, list[Call]] = defaultdict(list)
     found: set[Call] = set()
     for call in reversed(calls):

@@ -83,12 +83,8 @@ class MatrixProduct(Bilinear):
         return contents(self.call, 1)
 
 
-class LinearMap(Local):
+class LinearMap(Bilinear):
     """A linear layer as a function of its input."""
-
-    def added(self) -> Added:
-        """Nothing."""
-        return (), 0
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the weight; columns that are the same for all samples only once."""
@@ -114,10 +110,6 @@ class LinearMap(Local):
         """Memory for a result, if it is of the right size."""
         fits = out is not None and out.is_contiguous() and out.numel() == torch.Size(shape).numel()
         return out.view(shape) if out is not None and fits else None
-
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
-        """None."""
-        return iter(())
 
     @cached_property
     def _weight(self) -> Tensor:

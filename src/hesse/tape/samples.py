@@ -79,6 +79,11 @@ class Samples:
 ONE_SAMPLE = Samples()
 
 
+def most(places: Mapping[Any, Samples]) -> int:
+    """How many samples there are, where they have not been joined."""
+    return max((place.count for place in places.values()), default=1)
+
+
 @dataclass(frozen=True)
 class Exploration:
     """What a first look found.

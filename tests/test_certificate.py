@@ -71,6 +71,7 @@ class Clipped(torch.autograd.Function):
         return torch.tanh(gradient)
 
 
+@pytest.mark.filterwarnings("ignore::hesse.errors.DerivativeWarning")
 def test_products_that_do_not_add_up_are_told():
     x = torch.randn(4, dtype=torch.float64)
     with pytest.warns(errors.CertificateWarning) as caught:

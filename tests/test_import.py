@@ -6,8 +6,9 @@ import sys
 
 HEAVY = ["matplotlib", "sklearn", "scipy", "click", "safetensors", "tqdm", "torch._dynamo", "networkx"]
 SCRIPT = """
-import json, sys, time
+import gc, json, sys, time
 import torch
+gc.collect()  # of what torch left, which is not ours to count
 before = set(sys.modules)
 start = time.perf_counter()
 import hesse

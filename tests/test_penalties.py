@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from cases import x
-from hesse.blocks import CannotSweep
+from hesse.structure import NoStructure
 from networks import Problem, classes, mlp
 from questions import BLOCKS, DIAGONAL
 from sweeping import check, swept
@@ -81,7 +81,7 @@ def test_added_to_another_loss_first():
 def test_a_function_of_the_sum():
     data = x(SAMPLES, 3)
     function = lambda w: ((data @ w).square().sum() + w.square().sum()).log()
-    with pytest.raises(CannotSweep, match="samples"):
+    with pytest.raises(NoStructure, match="samples"):
         swept(function, (x(3, 2),), SAMPLES)
 
 
@@ -109,7 +109,7 @@ def test_overwritten():
         added.mul_(2)
         return loss
 
-    with pytest.raises(CannotSweep, match="overwritten"):
+    with pytest.raises(NoStructure, match="overwritten"):
         swept(function, (x(3, 4), x(4, 3)), SAMPLES)
 
 

@@ -5,10 +5,10 @@ from torch import nn
 
 import hesse
 from cases import Cubed, classes, of_model, x
-from hesse.blocks import CannotSweep
 from hesse.methods import sweep, sweep_route
 from hesse.methods.sweep_cost import cost
 from hesse.methods.sweep_live import LiveLeaves
+from hesse.structure import NoStructure
 from networks import Residual
 from oracle import hessian_matrix, relative_error
 from questions import BLOCKS
@@ -270,7 +270,7 @@ def test_blocks_beside_what_is_not_covered(monkeypatch):
 
 
 def refused(function, tensors, count, match):
-    with pytest.raises(CannotSweep, match=match):
+    with pytest.raises(NoStructure, match=match):
         swept(function, tensors, count)
 
 
@@ -327,7 +327,7 @@ def test_overwritten_value():
             kept.zero_()
         return (bent @ second).square().sum()
 
-    with pytest.raises((CannotSweep, RuntimeError)):
+    with pytest.raises((NoStructure, RuntimeError)):
         swept(function, (x(4, 4), x(4, 2)), 5)
 
 

@@ -7,11 +7,11 @@ from torch import nn
 
 import hesse
 from cases import classes, of_model, x
-from hesse.blocks import CannotSweep
 from hesse.methods import sweep, sweep_route
 from hesse.methods.sweep_cost import cost
 from hesse.methods.sweep_live import LiveLeaves
 from hesse.runtime.memory import Budget
+from hesse.structure import NoStructure
 from networks import Residual
 from oracle import hessian_matrix, relative_error
 from questions import BLOCKS
@@ -201,9 +201,9 @@ def test_a_call_that_cannot_be_narrowed():
     way = route_of(*by_list())
     whole = cost(way)
     assert cost(way, whole.peak_bytes) == whole
-    with pytest.raises(CannotSweep, match="__getitem__ cannot be taken for some of the samples"):
+    with pytest.raises(NoStructure, match="__getitem__ cannot be taken for some of the samples"):
         cost(way, whole.peak_bytes - 1)
-    with pytest.raises(CannotSweep, match="__getitem__ cannot be taken for some of the samples"):
+    with pytest.raises(NoStructure, match="__getitem__ cannot be taken for some of the samples"):
         sweep.diagonal(way, way.covered, size=2)
 
 
@@ -217,7 +217,7 @@ def test_a_value_overwritten_since_cannot_be_narrowed():
     way = route_of(function, (x(4, 4), x(4, 3)))
     with torch.no_grad():
         kept[0].zero_()
-    with pytest.raises(CannotSweep, match="overwritten since"):
+    with pytest.raises(NoStructure, match="overwritten since"):
         way.guesses(2)
 
 

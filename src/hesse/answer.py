@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from hesse import planning
-from hesse.blocks import CannotSweep
-from hesse.certificate import Certificate, certify
+from hesse.certificate import Autograd, Certificate, Route
 from hesse.cost import Meter
-from hesse.errors import BudgetError, CertificateWarning, NonFiniteWarning, warn
-from hesse.evaluation import evaluated, require_deterministic, value_of
+from hesse.differences import Differences, require_graph
+from hesse.errors import ArgumentError, BudgetError, NonFiniteWarning, warn
+from hesse.evaluation import evaluated, remark, require_deterministic, value_of
 from hesse.explore import explore
 from hesse.finite import first_non_finite
 from hesse.gradient import Gradient, require_influence
-from hesse.methods import dense, sweep, sweep_cost, sweep_route, taps
 from hesse.planning import Plan
-from hesse.probe import Probe
 from hesse.problem import Problem
-from hesse.runtime.isolation import random_state_kept
-from hesse.runtime.memory import Budget, bytes_per_column, show
+from hesse.runtime.memory import Budget, show
 from hesse.runtime.progress import Progress, ProgressOption
+from hesse.runtime.random_state import random_state_kept
+from hesse.work import Work
 
 
 @dataclass(frozen=True)
@@ -34,10 +31,14 @@ class Options:
     """The keyword-only options that all questions share."""
 
     method: str | Plan = "auto"
-    check: bool = True
+    check: bool | str = True
     memory: int | str | None = None
     progress: ProgressOption = None
     full_output: bool = False
+
+    def __post_init__(self) -> None:
+        if self.check not in (True, False, "differences"):
+            raise ArgumentError(f'check must be True, False or "differences", met {self.check!r}')
 
 
 @dataclass(frozen=True)
@@ -69,24 +70,27 @@ def answer(
 ) -> Any:
     """Answer "hessian", "blocks" or "diagonal"; `pack` makes the caller's container of the parts."""
     began = time.perf_counter()
+    if not problem.tensors:
+        nothing = _nothing(question)
+        return Result(pack([]), nothing, None, 0, 0.0) if options.full_output else pack([])
     whole = _whole(question, problem, options.method, create_graph)
     size = planning.answer_bytes(question, problem)
-    budget = Budget(options.memory, problem.tensors[0].device)
-    if size > budget.total:
-        raise BudgetError(
-            f"the {question} of {problem.parameters:,} coordinates takes {show(size)}, "
-            f"the memory budget is {show(budget.total)}; {_LESS_THAN[question]}, or raise memory="
-        )
+    budget = _budget(question, problem, options, size)
     progress = Progress(options.progress)
     with random_state_kept(), progress, _looked_at(problem, whole is None, strict, create_graph) as gradient:
+        if strict:
+            require_influence(problem, gradient, curved=question != "diagonal")
         trouble = first_non_finite(problem, gradient)
         if trouble:
             warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
-        check = options.check and not trouble
+        elif options.check or strict:
+            require_graph(problem, gradient, strict)
+        route = None if trouble else _route(options.check, problem, gradient)
         meter = Meter(gradient, budget, size)
+        check = route is not None
         plan = planning.make(question, problem, meter, options.method, check, _refused(whole), brief=True)
-        work = _Work(question, problem, meter, progress, create_graph)
-        parts, certificate, plan = work.certified(plan, check)
+        work = Work(question, problem, meter, progress, route, create_graph)
+        parts, certificate, plan = work.certified(plan)
     passes = progress.done + (certificate.probes if certificate else 0)
     value = pack(parts)
     if not options.full_output:
@@ -96,11 +100,37 @@ def answer(
 
 def plan_for(question: str, problem: Problem, options: Options) -> Plan:
     """The plan for "hessian", "blocks" or "diagonal", without the answer."""
+    if not problem.tensors:
+        return _nothing(question)
     whole = _whole(question, problem, options.method, create_graph=False)
-    budget = Budget(options.memory, problem.tensors[0].device)
+    size = planning.answer_bytes(question, problem)
+    budget = _budget(question, problem, options, size)
     with random_state_kept(), _looked_at(problem, structure=True) as gradient:
-        meter = Meter(gradient, budget, planning.answer_bytes(question, problem))
-        return planning.make(question, problem, meter, options.method, options.check, _refused(whole))
+        meter = Meter(gradient, budget, size)
+        return planning.make(question, problem, meter, options.method, bool(options.check), _refused(whole))
+
+
+def _budget(question: str, problem: Problem, options: Options, size: int) -> Budget:
+    """The memory that may be used; raises where it does not hold an answer of this size."""
+    budget = Budget(options.memory, problem.tensors[0].device)
+    if size > budget.total:
+        raise BudgetError(
+            f"the {question} of {problem.parameters:,} coordinates takes {show(size)}, "
+            f"the memory budget is {show(budget.total)}; {_LESS_THAN[question]}, or raise memory="
+        )
+    return budget
+
+
+def _nothing(question: str) -> Plan:
+    """The plan where there are no tensors."""
+    return Plan(question, "dense", "there is nothing to differentiate by", 0, 0, 0.0, 0, 0, 0.0, (), ())
+
+
+def _route(check: bool | str, problem: Problem, gradient: Gradient) -> Callable[[], Route] | None:
+    """What an answer is certified by."""
+    if check == "differences":
+        return partial(Differences, problem, gradient)
+    return partial(Autograd, gradient) if check else None
 
 
 @contextmanager
@@ -121,12 +151,10 @@ def _looked_at(
             evaluation = held.enter_context(evaluated(problem, strict, create_graph, structure))
             again = evaluation.value
         else:
-            again = value_of(problem, create_graph, structure)
+            again = value_of(problem, create_graph, evaluation.tape is not None)
         require_deterministic(value, again)
-        gradient = Gradient(evaluation, found)
-        if strict:
-            require_influence(problem, gradient)
-        yield gradient
+        remark(evaluation)
+        yield Gradient(evaluation, found)
 
 
 def _refused(whole: str | None) -> dict[str, str]:
@@ -149,128 +177,3 @@ _LESS_THAN = {
     "blocks": "ask for hessian_diagonal or products (hvp) instead",
     "diagonal": "ask for fewer tensors at a time",
 }
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A question to a gradient."""
-
-    question: str
-    problem: Problem
-    meter: Meter
-    progress: Progress
-    create_graph: bool
-
-    @property
-    def gradient(self) -> Gradient:
-        """What all products start from."""
-        return self.meter.gradient
-
-    def certified(self, plan: Plan, check: bool) -> tuple[list[Any], Certificate | None, Plan]:
-        """Answer as planned; where that cannot be or the check fails, in ways that assume less."""
-        refused: dict[str, str] = {}
-        while plan.method != "dense":
-            self.progress.expect(plan.passes)
-            try:
-                parts, probes = self._run(plan, self._ways[0], check)
-            except CannotSweep as error:  # seen only on the way
-                refused |= {plan.method: str(error)}
-                plan = self._plan("auto", check, refused)
-                continue
-            certificate = certify(self.gradient, probes) if check else None
-            if certificate is None or self._stands(certificate):
-                return parts, certificate, plan
-            self._warn_of(f"by {plan.method}", certificate, last=False)
-            plan = self._plan("dense", check, refused)
-        for way in self._ways:
-            self.progress.expect(plan.passes)
-            parts, probes = self._run(plan, way, check)
-            certificate = certify(self.gradient, probes) if check else None
-            if certificate is None or self._stands(certificate):
-                break
-            self._warn_of(str(way), certificate, last=not way.batched, symmetric=way.symmetric)
-        return parts, certificate, plan
-
-    @property
-    def _ways(self) -> list[dense.Way]:
-        return dense.ways(self.question, self.gradient)
-
-    def _plan(self, method: str, check: bool, refused: Mapping[str, str]) -> Plan:
-        return planning.make(self.question, self.problem, self.meter, method, check, refused)
-
-    def _stands(self, certificate: Certificate) -> bool:
-        """Is there nothing that another way could do better?"""
-        if certificate.passed:
-            return True
-        if math.isfinite(certificate.deviation):
-            return False
-        warn(
-            NonFiniteWarning,
-            f"the {self.question} holds a NaN or an infinity, though the gradient is finite",
-        )
-        return True
-
-    def _warn_of(self, how: str, certificate: Certificate, last: bool, symmetric: bool = False) -> None:
-        next_step = (
-            "func is ill-conditioned in this dtype, or its backward is not deterministic"
-            if last
-            else "it is computed again with fewer assumptions"
-        )
-        hint = (
-            " (a Hessian that is not symmetric comes from a hook, a custom backward or an error in "
-            "torch's own)"
-            if symmetric
-            else ""
-        )
-        warn(
-            CertificateWarning,
-            f"the {self.question} computed {how} deviates from plain autograd by "
-            f"{certificate.deviation:.2g}, where rounding explains {certificate.bound:.2g}; "
-            f"{next_step}{hint}",
-        )
-
-    def _run(self, plan: Plan, way: dense.Way, check: bool) -> tuple[list[Any], list[Probe]]:
-        """The planned tensors by the plan's method, all others by one product per coordinate."""
-        known: Mapping[Any, Tensor] = {}
-        probes: list[Probe] = []
-        if plan.by("taps"):
-            layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
-            answer = taps.answer_to(self.question, layers, check)
-            taps.run(answer, layers, self.gradient, self.meter.workspace, self.progress)
-            known = answer.parts()
-            probes = answer.probes()
-        if plan.by("sweep"):
-            known, probes = self._swept(plan.by("sweep"), check)
-        outcome = dense.run(
-            self.question,
-            self.gradient,
-            way,
-            self._chunk_limit() if self.gradient.curved_beside(plan.by("sweep")) else 1,
-            self.progress,
-            self.create_graph,
-            check,
-            known,
-        )
-        return outcome.parts, [*probes, *outcome.probes]
-
-    def _swept(self, leaves: frozenset[int], check: bool) -> tuple[Mapping[Any, Tensor], list[Probe]]:
-        tape = self.gradient.tape
-        assert tape is not None
-        with sweep_route.refusing():
-            way = sweep_route.route(tape, self.gradient.value, self.gradient.places, leaves)
-            whole = self.question == "blocks"
-            taken = sweep_cost.cost(way, self.meter.room, whole)
-            if taken.chunks > 1:
-                self.progress.expect(taken.chunks)
-            if whole:  # blocks are checked where they are joined with the others
-                return sweep.blocks(way, leaves, taken.size, self.progress), []
-            return sweep.diagonal(way, leaves, check, taken.size, self.progress)
-
-    def _chunk_limit(self) -> int:
-        """How many of the dense products may be batched."""
-        sizes = [tensor.numel() * tensor.dtype.itemsize for tensor in self.problem.tensors]
-        row = sum(sizes) if self.question == "hessian" else max(sizes)
-        curved = [self.gradient.parts[i] for i in self.gradient.curved]
-        column = bytes_per_column([part for part in curved if part is not None])
-        # A row exists twice for a moment: as the pass returns it and in the answer's layout.
-        return self.meter.workspace // max(1, column + 2 * row)

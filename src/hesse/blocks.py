@@ -23,10 +23,6 @@ from hesse.tape.record import Value
 from hesse.tape.samples import Samples
 
 
-class CannotSweep(Exception):  # noqa: N818
-    """A function without the structure that a walk with blocks needs; the message says what is missing."""
-
-
 @dataclass(frozen=True, eq=False)
 class Unit:
     """The columns that are a value's own coordinates.

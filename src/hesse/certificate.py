@@ -1,7 +1,8 @@
-"""The certificate: a computed matrix against one product by plain autograd.
+"""The certificate: a computed matrix against products that another route gives.
 
 A Hessian is linear, so one random vector exposes a wrong one (Freivalds 1977): the computed matrix
-times random signs must equal the product that a plain double backward gives for those signs.
+times random signs must equal the product that a plain double backward, or differences of the gradient, give
+for those signs.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hesse.gradient import Gradient
-from hesse.probe import Probe
+from hesse.probe import Probe, distance, norm
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,17 @@ class Certificate:
     """What the check of a result found.
 
     Attributes:
-        deviation: the largest deviation from plain autograd over all probes, relative to the norm.
+        deviation: the largest deviation over all probes, relative to the norm of what was checked or, where
+            that cancels, to the size of what was added up.
         bound: what rounding alone may reach in this dtype and size.
-        probes: number of products by plain autograd that the result was compared with.
+        probes: number of products that the result was compared with.
+        route: what gave them: "autograd" or "differences".
     """
 
     deviation: float
     bound: float
     probes: int
+    route: str = "autograd"
 
     @property
     def passed(self) -> bool:
@@ -37,44 +42,77 @@ class Certificate:
         return self.deviation <= self.bound
 
 
-def certify(gradient: Gradient, probes: Sequence[Probe]) -> Certificate:
-    """Compare every probe with one plain product.
+class Route(Protocol):
+    """Another way to products.
 
-    Where one exceeds the bound, two more products measure the rounding of this very function (it may
-    cancel inside), and the bound is raised accordingly, by a factor of 30 at most.
+    Attributes:
+        name: "autograd" or "differences".
+        bound: what rounding may make of a product, relative to its norm.
+        floor: below this share of the largest block, blocks may be zero but for rounding.
+        products: how many were taken.
     """
-    size = sum(leaf.numel() for leaf in gradient.leaves)
-    eps = max(torch.finfo(leaf.dtype).eps for leaf in gradient.leaves)
-    bound = strict = max(math.sqrt(eps), 4 * eps * math.sqrt(size))
-    # Some blocks are zero but for rounding (a bias before a batch norm): measure those by the rest.
-    floor = 100 * eps / bound * max((probe.norm for probe in probes), default=0.0)
-    worst, products = 0.0, 0
+
+    name: str
+    bound: float
+    floor: float
+    products: int
+
+    def exact(self, probe: Probe) -> Sequence[Tensor]:
+        """The product that a probe is compared with."""
+
+    def allowance(self, probe: Probe, exact: Sequence[Tensor], scale: float) -> float:
+        """How far off the product may be in this very function: what it adds up may cancel."""
+
+
+class Autograd:
+    """Products by plain double backward."""
+
+    name = "autograd"
+
+    def __init__(self, gradient: Gradient) -> None:
+        size = sum(leaf.numel() for leaf in gradient.leaves)
+        self._eps = eps = max(torch.finfo(leaf.dtype).eps for leaf in gradient.leaves)
+        self.bound = max(math.sqrt(eps), 4 * eps * math.sqrt(size))
+        self.floor = 100 * eps / self.bound
+        self.products = 0
+        self._gradient = gradient
+
+    def exact(self, probe: Probe) -> Sequence[Tensor]:
+        """See `Route`."""
+        return self._product(probe, probe.signs)
+
+    def allowance(self, probe: Probe, exact: Sequence[Tensor], scale: float) -> float:
+        """See `Route`: how far the sum of two products is from the product of the sum.
+
+        That is rounding only if products are linear otherwise: scaling by a power of two leaves nothing to
+        round, so it changes them no more than taking them again does.
+        """
+        again = distance(self._product(probe, probe.signs), exact)
+        scaled = self._product(probe, [-2 * sign for sign in probe.signs])
+        bent = distance([part / -2 for part in scaled], exact) - 4 * again
+        if again > self.bound * scale or bent > self._eps * scale:
+            return 0.0
+        generator = torch.Generator().manual_seed(1)
+        shares = [torch.rand(sign.shape, generator=generator).to(sign) for sign in probe.signs]
+        some = [sign * share for sign, share in zip(probe.signs, shares, strict=True)]
+        rest = [sign - part for sign, part in zip(probe.signs, some, strict=True)]
+        one, other = self._product(probe, some), self._product(probe, rest)
+        return 30 * distance([a + b for a, b in zip(one, other, strict=True)], exact)
+
+    def _product(self, probe: Probe, vectors: Sequence[Tensor]) -> list[Tensor]:
+        self.products += 1
+        return self._gradient.product(vectors, probe.rows, probe.columns)
+
+
+def certify(route: Route, probes: Sequence[Probe]) -> Certificate:
+    """Compare every probe with a product by another route."""
+    floor = route.floor * max((probe.norm for probe in probes), default=0.0)
+    worst = 0.0
     for probe in probes:
-        exact = gradient.product(probe.signs, probe.rows, probe.columns)
-        scale = max(_norm(exact), probe.norm, floor) or 1.0
-        deviation = _distance(probe.computed, exact) / scale
-        products += 1
-        if deviation > bound:
-            rounding = _rounding(gradient, probe, exact) / scale
-            products += 2
-            bound = max(bound, min(30 * rounding, 30 * strict))
-        worst = deviation if not deviation <= worst else worst  # a NaN must not get lost
-    return Certificate(worst, bound, products)
-
-
-def _rounding(gradient: Gradient, probe: Probe, exact: Sequence[Tensor]) -> float:
-    """How far the sum of two products is from the product of the sum, by plain autograd alone."""
-    generator = torch.Generator().manual_seed(1)
-    halves = [sign * torch.randint(0, 2, sign.shape, generator=generator).to(sign) for sign in probe.signs]
-    one = gradient.product(halves, probe.rows, probe.columns)
-    rest = [sign - half for sign, half in zip(probe.signs, halves, strict=True)]
-    other = gradient.product(rest, probe.rows, probe.columns)
-    return _distance([a + b for a, b in zip(one, other, strict=True)], exact)
-
-
-def _distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    return _norm([a - b for a, b in zip(one, other, strict=True)])
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.hypot(*(torch.linalg.vector_norm(t.detach().double()).item() for t in tensors))
+        exact = route.exact(probe)
+        scale = max(norm(exact), probe.norm, floor) or 1.0
+        off = distance(probe.computed, exact)
+        if off > route.bound * scale:
+            scale = max(scale, route.allowance(probe, exact, scale) / route.bound)
+        worst = off / scale if not off / scale <= worst else worst  # a NaN must not get lost
+    return Certificate(worst, route.bound, route.products, route.name)

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 import hesse
 from hesse.answer import Options, plan_for
 from hesse.errors import HesseError, HesseWarning
-from hesse.problem import from_function, from_model
+from hesse.problem import Problem, from_function, from_model
 from hesse.report import figures, save
 from hesse.report.named import NamedResult
 from hesse.report.table import describe
@@ -179,9 +179,8 @@ def plan(
     with _found(target) as problem:
         if dtype:
             _cast(problem, getattr(torch, dtype))
-        known = from_model(*problem) if len(problem) == 4 else from_function(*problem)
         options = Options(method, not no_check, memory)
-        click.echo(plan_for("diagonal" if question == "trace" else question, known, options))
+        click.echo(plan_for("diagonal" if question == "trace" else question, _known(problem), options))
 
 
 @main.command(epilog="\b\nExample:\n  hesse demo --out hesse-demo")
@@ -239,7 +238,7 @@ def _answered(question: str, problem: tuple[Any, ...], **options: Any) -> NamedR
     is_model = len(problem) == 4
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HesseWarning)  # said again when the question is asked
-        known = from_model(*problem) if is_model else from_function(*problem)
+        known = _known(problem)
     if is_model and question == "hessian":
         model, loss_fn, inputs, targets = problem
         result = hesse.hessian(lambda: loss_fn(model(inputs), targets), list(model.parameters()), **options)
@@ -250,6 +249,17 @@ def _answered(question: str, problem: tuple[Any, ...], **options: Any) -> NamedR
     else:
         result = hesse.hessian_diagonal(*problem, **options)
     return NamedResult(question, known.names, [tensor.shape for tensor in known.tensors], result)
+
+
+def _known(problem: tuple[Any, ...]) -> Problem:
+    known = from_model(*problem) if len(problem) == 4 else from_function(*problem)
+    if not known.tensors:
+        raise TargetError(
+            "the model has no parameters; there is nothing to differentiate by"
+            if len(problem) == 4
+            else "inputs holds no tensor; pass at least one to differentiate by"
+        )
+    return known
 
 
 def _cast(problem: tuple[Any, ...], dtype: torch.dtype) -> None:

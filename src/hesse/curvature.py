@@ -8,19 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from hesse.blocks import (
-    Block,
-    CannotSweep,
-    Columns,
-    Cross,
-    Diagonal,
-    Factor,
-    Term,
-    Unit,
-    contiguous,
-    crowded,
-    times,
-)
+from hesse.blocks import Block, Columns, Cross, Diagonal, Factor, Term, Unit, contiguous, crowded, times
+from hesse.structure import NoStructure
 from hesse.tape.record import Value
 from hesse.tape.samples import Samples, most
 
@@ -225,7 +214,7 @@ class Curvature:
         for term in self.terms:
             for value in term.values:
                 if self.samples[value].count < self._count:
-                    raise CannotSweep("the loss is not a sum over samples")
+                    raise NoStructure("the loss is not a sum over samples")
 
     def _starts(self, values: Iterable[Value]) -> tuple[Columns, int]:
         """Values one after the other, each once; and how wide they are together."""

@@ -31,6 +31,14 @@ class OutputError(HesseError, RuntimeError):
     """The function's output is no real scalar that can be differentiated."""
 
 
+class OutputTypeError(OutputError, TypeError):
+    """The function's output is no tensor."""
+
+
+class StructureMismatchError(ArgumentError, TypeError):
+    """A container is not like the one it goes with, or not what the function takes."""
+
+
 class IndependentError(HesseError, RuntimeError):
     """With `strict=True`: a tensor does not require grad, or does not influence the output."""
 
@@ -40,7 +48,7 @@ class NotDeterministicError(HesseError, RuntimeError):
 
 
 class NotTwiceDifferentiableError(HesseError, RuntimeError):
-    """An operation has no double backward."""
+    """An operation has no double backward, or one that is not the derivative of the function."""
 
 
 class StructureError(HesseError, RuntimeError):
@@ -60,7 +68,19 @@ class NonFiniteWarning(HesseWarning):
 
 
 class PrecisionWarning(HesseWarning):
-    """Second derivatives are asked for in half precision."""
+    """Second derivatives are asked for in half precision, or the function computes in fewer digits."""
+
+
+class DerivativeWarning(HesseWarning):
+    """The derivatives that autograd gives are not those of the function: a part of it is without a graph."""
+
+
+class IndependentWarning(HesseWarning):
+    """None of the tensors requires grad, so that all derivatives are zero."""
+
+
+class BudgetWarning(HesseWarning):
+    """The memory budget does not hold what has to be there at once."""
 
 
 class CertificateWarning(HesseWarning):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,13 +21,17 @@ from hesse.errors import (
     NotDeterministicError,
     NotTwiceDifferentiableError,
     OutputError,
+    PrecisionWarning,
+    warn,
 )
 from hesse.problem import Problem
-from hesse.runtime.graph import nodes
-from hesse.runtime.isolation import Watch, isolated
+from hesse.runtime.graph import nodes, variables
+from hesse.runtime.isolation import isolated
+from hesse.runtime.watch import Watch
+from hesse.structure import NoStructure, sought
 from hesse.tape.composites import TakenApart
 from hesse.tape.layers import LayerCall, layer_call
-from hesse.tape.record import Recorder, Value
+from hesse.tape.record import Call, Recorder, Value
 
 Gradients = Sequence[Tensor | None]
 """By some tensors; None for those without influence, or that require no grad."""
@@ -39,18 +44,25 @@ class Evaluation:
     Attributes:
         value: the function's value.
         leaves: the tensors that it is differentiated by.
-        symmetric: nothing was met that could make the derivative of its gradient asymmetric.
+        customs: the autograd Functions written in Python that the value depends on.
         watch: what it did beside giving a value.
         seconds: what it took.
         tape: its calls, where they were recorded.
+        untaped: why they were not, where that was asked for.
     """
 
     value: Tensor
     leaves: tuple[Tensor, ...]
-    symmetric: bool
+    customs: Set[type]
     watch: Watch
     seconds: float
     tape: Recorder | None
+    untaped: str | None = None
+
+    @property
+    def symmetric(self) -> bool:
+        """Was nothing met that could make the derivative of the gradient asymmetric?"""
+        return not self.customs and len({leaf.dtype for leaf in self.leaves}) == 1
 
     @cached_property
     def layers(self) -> Sequence[LayerCall]:
@@ -79,14 +91,10 @@ def evaluated(
     with isolated(third_order=create_graph) as watch, errors_explained():
         leaves = problem.leaves(connected=create_graph)
         if strict:
-            for leaf, name in zip(leaves, problem.names, strict=True):
-                if not leaf.requires_grad:
-                    raise IndependentError(
-                        f"{name} does not require grad; call {name}.requires_grad_() or use strict=False"
-                    )
-        recorder = Recorder(leaves) if recorded else None
+            problem.require_grad(leaves)
         began = time.perf_counter()
-        with recorder or nullcontext():
+        value, tape, untaped = _recorded(problem, leaves, watch) if recorded else (None, None, None)
+        if value is None:
             value = evaluate(problem, leaves, watch)
         seconds = time.perf_counter() - began
         if not value.requires_grad and watch.ungraphed is not None:
@@ -103,12 +111,28 @@ def evaluated(
                     f"{custom.__name__} is marked with @once_differentiable, so its second derivative "
                     f"does not exist; write its backward in differentiable operations and drop the mark"
                 )
-        mixed = len({leaf.dtype for leaf in leaves}) > 1
-        yield Evaluation(value, leaves, not customs and not mixed, watch, seconds, recorder)
+        if customs:  # a backward inside of theirs writes gradients into leaves
+            watch.keep_gradients([*leaves, *variables([value])])
+        yield Evaluation(value, leaves, customs, watch, seconds, tape, untaped)
+
+
+_Recorded = tuple[Tensor | None, Recorder | None, str | None]
+
+
+def _recorded(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> _Recorded:
+    """The value and its tape, or neither and the reason: what then goes wrong is the function's own doing."""
+    tape = Recorder(leaves)
+    try:
+        with sought(), tape:
+            return evaluate(problem, leaves, watch), tape, None
+    except NoStructure as error:
+        watch.restore()
+        return None, None, str(error)
 
 
 def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tensor:
     """The function's value at the leaves, also where it changes its inputs in place."""
+    watch.expect(leaves)
     with watch:
         try:
             value = problem.evaluate_at(leaves)
@@ -122,6 +146,30 @@ def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tens
         watch.third_order = True
         return evaluate(problem, leaves, watch)
     return value
+
+
+def calls_of(problem: Problem) -> Sequence[Call]:
+    """The calls of an evaluation, for what can be learned from them alone."""
+    with isolated() as watch, errors_explained():
+        leaves = problem.leaves()
+        tape = Recorder(leaves)
+        with tape:
+            evaluate(problem, leaves, watch)
+    return tape.calls
+
+
+def remark(evaluation: Evaluation) -> None:
+    """Warn where the function computes in fewer digits than it was given."""
+    coarse = evaluation.watch.coarse_on_the_way_to(evaluation.value)
+    if coarse is not None:
+        finest = min((leaf.dtype for leaf in evaluation.leaves), key=lambda dtype: torch.finfo(dtype).eps)
+        digits = -math.log10(torch.finfo(coarse.dtype).eps)
+        warn(
+            PrecisionWarning,
+            f"func is given {finest} and computes in {coarse.dtype} from its call of torch's {coarse.name} "
+            f"on: second derivatives carry about {digits:.0f} digits; leave out what casts (.float(), "
+            f"autocast) for more",
+        )
 
 
 def value_of(problem: Problem, create_graph: bool = False, recorded: bool = False) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from hesse.errors import IndependentError
 from hesse.evaluation import Evaluation, Gradients, errors_explained
@@ -205,10 +207,23 @@ def _by_outputs(
     ]
 
 
-def require_influence(problem: Problem, gradient: Gradient) -> None:
-    """Raise where a tensor has no influence on the value."""
+def require_influence(problem: Problem, gradient: Gradient, curved: bool) -> None:
+    """Raise where a tensor has no influence on the value or, if it shall be `curved`, only a linear one."""
     for name, part in zip(problem.names, gradient.plain, strict=True):
         if part is None:
             raise IndependentError(
                 f"{name} does not influence the output; leave it out or use strict=False, which gives zeros"
             )
+    for i, name in enumerate(problem.names if curved else ()):
+        if i not in gradient.curved:
+            raise IndependentError(
+                f"{name} influences the output linearly, so that the gradient by it does not depend on the "
+                f"inputs; leave it out or use strict=False, which gives zeros"
+            )
+
+
+def on_the_graph(parts: Any, leaves: Sequence[Tensor]) -> Any:
+    """The parts of an answer, however nested, with those that are constant as functions of the leaves."""
+    never = torch.zeros((), dtype=torch.bool, device=leaves[0].device)
+    zero = torch.stack([torch.where(never, leaf.sum().double(), 0) for leaf in leaves]).sum()
+    return pytree.tree_map(lambda part: part if part.requires_grad else part + zero.to(part.dtype), parts)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hesse.blocks import CannotSweep
 from hesse.cost import Cost, Meter, total
 from hesse.errors import ArgumentError
 from hesse.gradient import Gradient
@@ -18,6 +17,7 @@ from hesse.methods import dense, sweep_cost, sweep_route, taps
 from hesse.parameters import Entry
 from hesse.problem import Problem
 from hesse.runtime.memory import show
+from hesse.structure import NoStructure, sought
 
 METHODS = ("sweep", "taps", "dense")
 
@@ -213,7 +213,7 @@ def make(
             if settled and name == "auto":
                 found[other] = "not looked into: it could hardly save the time of the look"
             elif sought and not settled:
-                found[other] = _OPTIONS[other](question, problem, meter, planned)
+                found[other] = _option(other, question, problem, meter, planned)
             else:
                 found[other] = "not asked for"
         if brief and name in ("auto", other):
@@ -258,6 +258,19 @@ def make(
     )
 
 
+def _option(
+    name: str, question: str, problem: Problem, meter: Meter, planned: Collection[int] | None
+) -> _Option | str:
+    """What a method offers, or why it does not apply."""
+    if name == "dense":
+        return _dense(question, problem, meter)
+    try:
+        with sought():
+            return (_sweep if name == "sweep" else _taps)(question, problem, meter, planned)
+    except NoStructure as error:
+        return str(error)
+
+
 def _settles(option: _Option | str, meter: Meter, asked: bool) -> bool:
     """Does a method answer everything without products, and asked for, or so fast that those do not matter?
 
@@ -272,7 +285,7 @@ def _settles(option: _Option | str, meter: Meter, asked: bool) -> bool:
     )
 
 
-def _dense(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option:
+def _dense(question: str, problem: Problem, meter: Meter) -> _Option:
     costs = dense.costs(question, meter, meter.workspace)
     return _Option(
         "dense", total(costs.values()), {}, list(costs), "one product per coordinate, right for any function"
@@ -329,13 +342,11 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
     gradient = meter.gradient
     if question == "hessian":
         return "gives diagonals and blocks, not the full Hessian"
+    if gradient.found.touching:
+        return f"samples touch after {gradient.found.touching}"
     if gradient.tape is None or not gradient.places:
-        return "no samples were found that do not touch"
-    try:
-        with sweep_route.refusing():
-            walk = _walk(question, meter, planned)
-    except CannotSweep as error:
-        return str(error)
+        return gradient.found.why_not or "no samples were found that do not touch"
+    walk = _walk(question, meter, planned)
     way = walk.way
     covered = way.covered if planned is None else way.covered & set(planned)
     beside: Mapping[int, Cost] = {}
@@ -390,7 +401,7 @@ def _walk(question: str, meter: Meter, planned: Collection[int] | None) -> _Walk
             break
         walk = _walked(question, meter, walk.way.live.difference(*losing))
     if planned is None and walk.live:
-        with suppress(CannotSweep):
+        with suppress(NoStructure):
             short = _walked(question, meter, frozenset())
             beside = sum(_products(meter, leaves) for leaves in walk.live)
             walk = min(walk, short, key=lambda w: w.cost.seconds + beside * (w is short))
@@ -428,9 +439,6 @@ def _matrix(entry: Entry, meter: Meter, chunks: int) -> Cost:
     moved = width * (6 * chunks * entry.size**2 + again)
     calls = chunks * 8 * entry.like.numel() // count // entry.positions
     return meter.arithmetic(2 * count * entry.positions * entry.size**2, moved, calls=calls)
-
-
-_OPTIONS = {"sweep": _sweep, "taps": _taps, "dense": _dense}
 
 
 def _others(problem: Problem, beside: Mapping[int, Cost], taken: Collection[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,3 +34,13 @@ def random_signs(like: Sequence[Tensor]) -> list[Tensor]:
     generator = torch.Generator()
     generator.manual_seed(20_241_120)
     return [(torch.randint(0, 2, t.shape, generator=generator) * 2 - 1).to(t.device, t.dtype) for t in like]
+
+
+def distance(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """The norm of the difference of two vectors in parts."""
+    return norm([a - b for a, b in zip(one, other, strict=True)])
+
+
+def norm(tensors: Sequence[Tensor]) -> float:
+    """The norm of a vector in parts, in float64."""
+    return math.hypot(*(torch.linalg.vector_norm(t.detach().double()).item() for t in tensors))

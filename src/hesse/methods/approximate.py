@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.blocks import CannotSweep
 from hesse.methods.sweep_route import leading_to
+from hesse.structure import NoStructure
 from hesse.tape.diagonals import with_diagonals
 from hesse.tape.record import Recorder, Value
 
@@ -23,11 +23,11 @@ def diagonal(tape: Recorder, value: Tensor, kind: str) -> dict[int, Tensor]:
     """The approximate diagonal for every leaf that the value is a function of.
 
     Raises:
-        CannotSweep: the tape is not the whole function, or a call is not what it was when run again.
+        NoStructure: the tape is not the whole function, or a call is not what it was when run again.
     """
     loss = tape.value_of(value)
     if tape.hidden:
-        raise CannotSweep(tape.hidden)
+        raise NoStructure(tape.hidden)
     calls = leading_to(loss, tape.calls)
     adjoints = _adjoints(value, dict.fromkeys(v for c in calls for v in (*c.outputs, *c.inputs.values())))
     found: dict[Value, Tensor] = {}

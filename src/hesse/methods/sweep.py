@@ -48,7 +48,7 @@ def run(
     take at a time, if not all: `take` then gets their part of a sum.
 
     Raises:
-        CannotSweep: met a call that cannot be taken out exactly.
+        NoStructure: met a call that cannot be taken out exactly.
     """
     adjoints = {way.loss: torch.ones_like(way.loss.tensor.detach())}
     joined = _walk(way.head, adjoints, Curvature(way.samples), take, live)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from hesse.blocks import CannotSweep, crowded
+from hesse.blocks import crowded
 from hesse.methods.sweep_live_cost import LiveSketch, Work
 from hesse.methods.sweep_route import Route, Step
+from hesse.structure import NoStructure
 from hesse.tape.layers import layer_call
 from hesse.tape.local import Local
 from hesse.tape.record import Value
@@ -54,7 +55,7 @@ def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost
     `blocks`: whole blocks are made, not their diagonals.
 
     Raises:
-        CannotSweep: all samples at a time do not fit, and they cannot be taken in chunks.
+        NoStructure: all samples at a time do not fit, and they cannot be taken in chunks.
     """
 
     def of(size: int) -> Cost:
@@ -72,8 +73,8 @@ def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost
     if found.peak_bytes <= workspace:  # otherwise it hardly will be taken
         try:
             way.guesses(size)
-        except CannotSweep as error:
-            raise CannotSweep(f"the blocks of all samples do not fit, and {error}") from error
+        except NoStructure as error:
+            raise NoStructure(f"the blocks of all samples do not fit, and {error}") from error
     return found
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from hesse.blocks import CannotSweep
 from hesse.parameters import Entry, entries
-from hesse.runtime.batches import loops_allowed
+from hesse.structure import NoStructure
 from hesse.tape.calls import local
 from hesse.tape.local import Local
 from hesse.tape.narrow import Guess, guessed
@@ -22,16 +20,6 @@ from hesse.tape.penalties import penal
 from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import Samples, most
 from hesse.tape.uses import Use, Uses, entering
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """What goes wrong with a call by itself, or with memory, is a reason to take another method."""
-    try:
-        with loops_allowed():
-            yield
-    except RuntimeError as error:
-        raise CannotSweep(f"a call cannot be taken by itself: {str(error).splitlines()[0]}") from error
 
 
 @dataclass
@@ -90,7 +78,7 @@ class Route:
         """How to narrow each call of the tail to chunks of at most `size` samples.
 
         Raises:
-            CannotSweep: some call cannot be narrowed.
+            NoStructure: some call cannot be narrowed.
         """
         if size not in self._guesses:
             chunks = self.chunks(size)
@@ -131,7 +119,7 @@ def route(
         live: the leaves that may be kept alive, where their curvature cannot be read in one place.
 
     Raises:
-        CannotSweep: the function does not have the structure; the message is a reason for the plan.
+        NoStructure: the function does not have the structure; the message is a reason for the plan.
     """
     known = _ROUTES.setdefault(tape, [])
     for allowed, way in known:
@@ -148,10 +136,10 @@ _ROUTES: WeakKeyDictionary[Recorder, list[tuple[Set[int], Route]]] = WeakKeyDict
 def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None], live: Set[int]) -> Route:
     loss = tape.value_of(value)
     if tape.hidden:
-        raise CannotSweep(tape.hidden)
+        raise NoStructure(tape.hidden)
     calls = leading_to(loss, tape.calls)
     if any(v.tensor.dtype != value.dtype for call in calls for v in (*call.inputs.values(), *call.outputs)):
-        raise CannotSweep("values are of different dtypes")
+        raise NoStructure("values are of different dtypes")
     places = _placed(calls, samples)
     leaves, lost = entering(calls, places)
     apart = set() if lost else penal(calls, places)
@@ -173,7 +161,7 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
             depends.update(dict.fromkeys(call.outputs, on))
             steps.append(step)
     if not any(step.entries or step.uses for step in steps):
-        raise CannotSweep("no parameter enters linearly, and only once, where samples are apart")
+        raise NoStructure("no parameter enters linearly, and only once, where samples are apart")
     _penalise(steps, leaves)
     steps.reverse()
     together = any(step.uses for step in steps)  # a leaf that is alive has no samples to be apart
@@ -217,7 +205,7 @@ def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> d
                 few = any(value.tensor.numel() % other.count for other in inputs.values())
                 place = Samples() if few else inputs.get(value.tensor.shape)
                 if place is None:
-                    raise CannotSweep(f"where the samples are in the result of {call.name} cannot be told")
+                    raise NoStructure(f"where the samples are in the result of {call.name} cannot be told")
             if place is not None:
                 places[value] = place
     return places

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.blocks import CannotSweep
 from hesse.errors import ArgumentError, OutputError, StructureError
 from hesse.evaluation import errors_explained, evaluate
 from hesse.methods import approximate
-from hesse.methods.sweep_route import refusing
 from hesse.problem import Problem, from_function
-from hesse.runtime.isolation import isolated, random_state_kept
+from hesse.runtime.isolation import isolated
+from hesse.runtime.random_state import random_state_kept
+from hesse.structure import NoStructure, sought
 from hesse.tape.record import Recorder
 
 
@@ -84,14 +85,14 @@ def approximate_diagonal(func: Callable[..., Tensor], params: Any, kind: str = "
     """
     if kind not in approximate.KINDS:
         raise ArgumentError(f"kind must be one of {', '.join(map(repr, approximate.KINDS))}, met {kind!r}")
-    problem = from_function(func, params, argument="params")
+    problem = from_function(func, params, argument="params", as_secorder=True)
     found = _walked(problem, kind)
     diagonals = [found.get(i, torch.zeros_like(tensor)) for i, tensor in enumerate(problem.tensors)]
     return problem.pack([diagonal.detach() for diagonal in diagonals])
 
 
 def _walked(problem: Problem, kind: str) -> dict[int, Tensor]:
-    with random_state_kept(), isolated() as watch, errors_explained():
+    with random_state_kept() as random_numbers, isolated() as watch, errors_explained():
         leaves = problem.leaves()
         tape = Recorder(leaves)
         with tape:
@@ -103,10 +104,12 @@ def _walked(problem: Problem, kind: str) -> dict[int, Tensor]:
                     f"remove torch.no_grad() or torch.inference_mode() from inside the function"
                 )
             return {}
+        # Calls that draw random numbers give another result when they are run again, and are refused.
+        drawing = random_numbers.drawing() if random_numbers.used else nullcontext()
         try:
-            with refusing():
+            with sought(), drawing:
                 return approximate.diagonal(tape, value, kind)
-        except CannotSweep as error:
+        except NoStructure as error:
             raise StructureError(
                 f"func cannot be followed call by call ({error}); ask for hessian_diagonal, which is exact "
                 f"and needs no structure"

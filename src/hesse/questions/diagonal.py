@@ -64,7 +64,7 @@ def hessian_diagonal(
         >>> hesse.hessian_diagonal(lambda: x @ A @ x, [x])
         [tensor([4., 6.])]
     """
-    problem = from_function(func, params, argument="params")
+    problem = from_function(func, params, argument="params", as_secorder=True)
     vectors = None if v is None else problem.unpack("v", v)
     options = Options(method, check, memory, progress, full_output)
 

@@ -85,6 +85,10 @@ def hessian(
             f'outer_jacobian_strategy must be "reverse-mode", "forward-mode" or None, '
             f"met {outer_jacobian_strategy!r}"
         )
+    if strict and vectorize:
+        raise ArgumentError(
+            "strict=True and vectorize=True are not supported together, as in torch; leave one out"
+        )
     problem = from_function(func, inputs)
     options = Options(method, check, memory, progress, full_output)
 

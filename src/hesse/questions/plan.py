@@ -69,5 +69,6 @@ def plan(
     known = _ASKED.get(question if isinstance(question, str) else getattr(question, "__name__", ""))
     if known is None:
         raise ArgumentError(f"question must be one of {', '.join(_ASKED)}, met {question!r}")
-    problem = from_function(func, inputs, argument="params" if known == "diagonal" else "inputs")
+    diagonal = known == "diagonal"
+    problem = from_function(func, inputs, "params" if diagonal else "inputs", as_secorder=diagonal)
     return plan_for(known, problem, Options(method, check, memory))

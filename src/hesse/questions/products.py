@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.errors import NonFiniteWarning, warn
-from hesse.evaluation import evaluated, require_deterministic, value_of
+from hesse.differences import require_graph
+from hesse.errors import ArgumentError, NonFiniteWarning, warn
+from hesse.evaluation import evaluated, remark, require_deterministic, value_of
 from hesse.finite import first_non_finite, is_finite
-from hesse.gradient import Gradient, require_influence
+from hesse.gradient import Gradient, on_the_graph, require_influence
 from hesse.problem import Problem, from_function
 from hesse.questions.trace import total
-from hesse.runtime.isolation import random_state_kept
+from hesse.runtime.random_state import random_state_kept
 
 
 def hvp(
     func: Callable[..., Tensor],
     inputs: Any,
-    v: Any,
+    v: Any = None,
     create_graph: bool = False,
     strict: bool = False,
 ) -> Any:
@@ -51,6 +52,8 @@ def hvp(
         tensor([4., 2.])
     """
     problem = from_function(func, inputs)
+    if v is None:
+        v = problem.pack(_one(problem))
     return problem.pack(_product(problem, problem.unpack("v", v), create_graph, strict))
 
 
@@ -89,18 +92,34 @@ def second_directional_derivative(
     )
 
 
+def _one(problem: Problem) -> list[Tensor]:
+    """The vector of a function of a single number."""
+    if problem.parameters != 1:
+        raise ArgumentError(
+            f"v can be left out only where the inputs hold a single element, met {problem.parameters:,}; "
+            f"pass a vector shaped like the inputs"
+        )
+    return [torch.ones_like(tensor) for tensor in problem.tensors]
+
+
 def _product(problem: Problem, vectors: Sequence[Tensor], create_graph: bool, strict: bool) -> list[Tensor]:
     everything = range(len(vectors))
-    with random_state_kept() as random_used:
+    if not vectors:
+        return []
+    with random_state_kept() as random_numbers:
         with evaluated(problem, strict, create_graph) as evaluation:
             gradient = Gradient(evaluation)
             if strict:
-                require_influence(problem, gradient)
+                require_influence(problem, gradient, curved=True)
+            remark(evaluation)
+            require_graph(problem, gradient, strict, once=True)
             products = gradient.product(vectors, everything, everything, create_graph, last=True)
+            if create_graph:
+                products = on_the_graph(products, gradient.leaves)
             # A sum is the cheapest test; if it overflows, the second test finds nothing.
             if not math.isfinite(total(products).item()) and not all(map(is_finite, products)):
                 trouble = first_non_finite(problem, gradient)
                 warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")
-        if random_used():  # they may be what the function depends on (dropout)
+        if random_numbers.used:  # they may be what the function depends on (dropout)
             require_deterministic(gradient.value, value_of(problem))
     return products

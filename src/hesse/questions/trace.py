@@ -18,9 +18,9 @@ from hesse.runtime.progress import ProgressOption
 def hessian_trace(
     func: Callable[..., Tensor],
     inputs: Any,
+    *,
     create_graph: bool = False,
     strict: bool = False,
-    *,
     method: str | Plan = "auto",
     check: bool = True,
     memory: int | str | None = None,
@@ -40,7 +40,7 @@ def hessian_trace(
         >>> hesse.hessian_trace(lambda x: (2 * x**3 - x**2).sum(), torch.tensor([2.0, 3.0, 4.0]))
         tensor(102.)
     """
-    problem = from_function(func, inputs)
+    problem = from_function(func, inputs, as_secorder=True)
     options = Options(method, check, memory, progress, full_output)
     return answer("diagonal", problem, options, total, create_graph, strict)
 
@@ -48,4 +48,4 @@ def hessian_trace(
 def total(tensors: list[Tensor]) -> Tensor:
     """The sum over all elements of all tensors, in float32 at least."""
     sums = (t.sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors)
-    return reduce(torch.add, sums)
+    return reduce(torch.add, sums, torch.zeros(()))

@@ -23,6 +23,11 @@ def nodes(outputs: Iterable[Tensor]) -> Iterator[Node]:
             stack.extend(after for after, _ in node.next_functions)
 
 
+def variables(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that the outputs were computed from."""
+    return [node.variable for node in nodes(outputs) if hasattr(node, "variable")]
+
+
 def size(node: Node) -> int:
     """Bytes of the gradients that come into a node."""
     return sum(math.prod(meta.shape) * meta.dtype.itemsize for meta in getattr(node, "_input_metadata", ()))

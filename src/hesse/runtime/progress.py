@@ -15,6 +15,14 @@ _PATIENCE = 2.0  # seconds before a bar is worth showing
 ProgressOption = bool | Callable[[int, int], Any] | None
 
 
+class _Told(BaseException):
+    """What the caller's callable raised: nothing on the way takes it for trouble of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
 class Progress:
     """Counts passes, and shows a bar or tells a callable.
 
@@ -45,6 +53,8 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        if isinstance(error, _Told):
+            raise error.error from None
 
     @property
     def done(self) -> int:
@@ -62,7 +72,10 @@ class Progress:
         self._passes += passes
         self._done += passes + chunks
         if self._tell is not None:
-            self._tell(self._done, self._total)
+            try:
+                self._tell(self._done, self._total)
+            except Exception as error:
+                raise _Told(error) from None
         elif self._bar is not None:
             self._bar.update(passes + chunks)
         elif self._may_show and time.perf_counter() - self._start >= self._bar_after:

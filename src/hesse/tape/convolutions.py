@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn import grad as gradients
 
-from hesse.blocks import CannotSweep, contiguous
+from hesse.blocks import contiguous
+from hesse.structure import NoStructure
 from hesse.tape import layers
 from hesse.tape.products import Bilinear
 from hesse.tape.record import Call, Value
@@ -86,5 +87,5 @@ def _read_convolution(call: Call) -> tuple[Tensor, layers.Convolution] | None:
     if not isinstance(weight, Value):
         return weight, kind
     if weight.changed:
-        raise CannotSweep("the weight of a convolution has been overwritten since")
+        raise NoStructure("the weight of a convolution has been overwritten since")
     return weight.tensor.detach(), kind

@@ -191,6 +191,8 @@ def _layer_call(call: Call) -> LayerCall | None:
     if index is None or len(dtypes) > 1 or not z.numel():  # autocast, for example
         return None
     place = bias.leaf if isinstance(bias, Value) else None
+    if isinstance(bias, Value) and isinstance(kind, Linear) and bias.tensor.shape != z.shape[-1:]:
+        place = None  # what is added may have any shape that can be broadcast
     return LayerCall(index, place, tensor, call.outputs[0], kind, call.order, call.name, weight)
 
 

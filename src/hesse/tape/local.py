@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.blocks import CannotSweep, Diagonal, Factor, Term, Unit
-from hesse.runtime.isolation import writes_to_first
+from hesse.blocks import Diagonal, Factor, Term, Unit
+from hesse.runtime.watch import writes_to_first
+from hesse.structure import NoStructure
 from hesse.tape.record import Call, Value, leaves_of
 from hesse.tape.rules import TABLE, Kind, canonical, kind_of
 from hesse.tape.samples import Samples
@@ -111,7 +112,7 @@ class Local:
             return
         inputs = list(leaves.values())
         if self._joins_samples(slopes, inputs):
-            raise CannotSweep(f"{self.call.name} joins samples")
+            raise NoStructure(f"{self.call.name} joins samples")
         widths = [self._width(value) for value in leaves]
         seeds = torch.eye(sum(widths), dtype=inputs[0].dtype, device=inputs[0].device).split(widths, 1)
         stacks = [
@@ -215,11 +216,11 @@ def rerun(
             arguments[position] = content.clone() if overwritten else content
         results = results_of(call, arguments)
     if len(results) != len(call.outputs):
-        raise CannotSweep(f"{call.name} made other results when it was run again")
+        raise NoStructure(f"{call.name} made other results when it was run again")
     for result, output in zip(results, call.outputs, strict=True):
         same = output.changed or torch.equal(result, output.tensor)
         if not same and not torch.allclose(result, output.tensor, 1e-4, 1e-6, equal_nan=True):
-            raise CannotSweep(f"{call.name} gave another result when it was run again")
+            raise NoStructure(f"{call.name} gave another result when it was run again")
     return leaves, results
 
 
@@ -228,7 +229,7 @@ def contents(call: Call, position: int) -> Tensor:
     content: Tensor = call.arguments[position]
     value = call.inputs.get(position)
     if value is not None and value.changed and content is value.tensor:
-        raise CannotSweep(f"an input of {call.name} has been overwritten since")
+        raise NoStructure(f"an input of {call.name} has been overwritten since")
     return content.detach()
 
 

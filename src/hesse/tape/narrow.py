@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.blocks import CannotSweep, Columns, Cross, Diagonal, Factor, Term, Unit
+from hesse.blocks import Columns, Cross, Diagonal, Factor, Term, Unit
+from hesse.structure import NoStructure
 from hesse.tape.local import results_of
 from hesse.tape.record import Call, Value
 from hesse.tape.samples import ONE_SAMPLE, Samples
@@ -101,10 +102,10 @@ def guessed(call: Call, places: Mapping[Value, Samples], chunks: Sequence[range]
     """How to narrow those arguments of a call that are no values with samples.
 
     Raises:
-        CannotSweep: no guesses give, for every chunk, what comes out for all samples.
+        NoStructure: no guesses give, for every chunk, what comes out for all samples.
     """
     if any(v.changed and call.arguments[i] is v.tensor for i, v in call.inputs.items()):
-        raise CannotSweep(f"an input of {call.name} has been overwritten since")
+        raise NoStructure(f"an input of {call.name} has been overwritten since")
     known = [places.get(value, ONE_SAMPLE) for value in (*call.outputs, *call.inputs.values())]
     likely = list(dict.fromkeys(place for place in known if place.count > 1))
     options = {
@@ -119,7 +120,7 @@ def guessed(call: Call, places: Mapping[Value, Samples], chunks: Sequence[range]
             found = dict(zip(choices, some, strict=True))
             if all(_holds(other, others, found, numbers) for numbers in chunks):
                 return found
-    raise CannotSweep(f"{call.name} cannot be taken for some of the samples")
+    raise NoStructure(f"{call.name} cannot be taken for some of the samples")
 
 
 def _guesses(argument: Any, likely: Sequence[Samples]) -> Iterator[Guess]:
@@ -197,9 +198,9 @@ def _with_other_contents(call: Call, places: Mapping[Value, Samples]) -> tuple[C
     try:
         results = results_of(call, _with_own_first(arguments))
     except RuntimeError as error:
-        raise CannotSweep(f"{call.name} cannot be run with other contents") from error
+        raise NoStructure(f"{call.name} cannot be run with other contents") from error
     if len(results) != len(call.outputs):
-        raise CannotSweep(f"{call.name} makes other results of other contents")
+        raise NoStructure(f"{call.name} makes other results of other contents")
     for value, result in zip(call.outputs, results, strict=True):
         values[value] = replace(value, tensor=result, version=result._version)
     other = replace(call, arguments=arguments, inputs=inputs, outputs=[values[v] for v in call.outputs])

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
-from hesse.runtime.isolation import writes_to_first
+from hesse.runtime.watch import writes_to_first
 from hesse.tape.composites import TakenApart
 
 
@@ -136,7 +136,7 @@ class Recorder(TakenApart):
         result = self.parts(func, args, kwargs)
         if result is not NotImplemented:
             return result
-        if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+        if func in (torch.autograd.grad, Tensor.backward) and kwargs.get("create_graph"):
             self._hide("the function takes gradients itself")
         arguments: list[Any] = [*args, *kwargs.values()]
         spec: pytree.TreeSpec | tuple[str, ...] = tuple(kwargs)

@@ -427,8 +427,9 @@ def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Sam
         return None
     signature, made = _CLOSED[name]
     read = call.read_by(signature)
-    if read is None:
-        return None
-    found = made(call, value, samples[value], read)
+    place = samples[value]
+    if read is None or (isinstance(read, int) and place.count > 1 and read == place.dim):
+        return None  # rows of samples: these touch
+    found = made(call, value, place, read)
     found.inputs, found.samples = list(inputs), samples
     return found

@@ -9,7 +9,7 @@ contrastive loss. No rules for any call are needed, and no second derivative.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -92,17 +92,21 @@ class Exploration:
         samples: where the samples are in every layer's input and output, by the call's order on the tape.
         places: where they are in the results of every call, in order; None for results that have nothing
             to do with them. Empty where samples were not found.
+        touching: name of a call from which on samples touch; None where they do nowhere.
         gradient: by each leaf, without a graph; None where it was not taken.
         seconds: time of the evaluation and its gradient.
-        changed: an evaluation changed something in place. It was put back, so that graphs made before
-            may hold what has been overwritten.
+        changed: the evaluation changed something in place. It was put back, so that its graph may hold what
+            has been overwritten.
+        why_not: why no samples were found, if something went wrong.
     """
 
     samples: Mapping[int, Samples] = field(default_factory=dict)
     places: Sequence[Sequence[Samples | None]] = ()
+    touching: str | None = None
     gradient: Sequence[Tensor | None] | None = None
     seconds: float = 0.0
     changed: bool = False
+    why_not: str | None = None
 
 
 NOT_EXPLORED = Exploration()
@@ -112,21 +116,27 @@ class Perturbing(Recorder):
     """Records an evaluation in which the outputs of some layers are changed for some samples.
 
     Attributes:
-        places: where the samples are in the input and output of each layer, by its order.
+        places: where the samples are in the input and output of each layer, and of calls by which they
+            come in, by its order.
     """
 
     def __init__(
-        self, leaves: Sequence[Tensor], calls: Sequence[Call], layers: Sequence[LayerCall], dim: int
-    ):
+        self,
+        leaves: Sequence[Tensor],
+        calls: Sequence[Call],
+        layers: Sequence[LayerCall],
+        dim: int,
+        noise: Noise,
+    ) -> None:
         """`calls` and `layers` as they were; of what comes in, the samples are assumed in dimension `dim`."""
         super().__init__(leaves)
-        self._before = calls
+        self._before, self._noise = calls, noise
         self._layers = {layer.order: layer for layer in layers}
         entering = [layer for layer in layers if not layer.input.requires_grad]
         # Data come in by layers, or by what parameters are added to; else the first layer has them.
         data = [layer.input for layer in entering if dim < _lead(layer)]
         if not data:
-            met = next(filter(None, map(_data, calls)), [layer.input for layer in layers[:1]])
+            met = next(filter(None, map(data_of, calls)), [layer.input for layer in layers[:1]])
             data = [tensor for tensor in met if dim < tensor.dim() - 1]
         self._entering = {layer.order for layer in entering or layers[:1]}
         self._dim = dim
@@ -136,24 +146,28 @@ class Perturbing(Recorder):
 
     def seen(self, call: Call, result: Any) -> Any:
         """Change a layer's output."""
-        if call.order >= len(self._before) or self._before[call.order].func != call.func:
-            self._hide("other values lead to other calls")
+        if self.hidden:
             return result
+        known = self._before[call.order] if call.order < len(self._before) else None
+        if known is None or known.func != call.func or len(known.outputs) != len(call.outputs):
+            self._hide("other values lead to other calls")
+        elif any(a.tensor.shape != b.tensor.shape for a, b in zip(known.outputs, call.outputs, strict=True)):
+            self._hide(f"the shape of the result of {call.name} depends on values")
         if self.hidden:
             return result
         places, layer = ONE_SAMPLE, self._layers.get(call.order)
         if layer is not None:
             places = self.places[call.order] = self._placed(layer, call)
         elif self._meets_data(call, result):
-            places = Samples(self.count, self._dim)
+            places = self.places[call.order] = Samples(self.count, self._dim)
         if places.count > 1:
-            result = perturbed(result, places, self.which)
+            result = perturbed(result, places, self.which, self._noise)
             call.outputs[0] = self.note(result, call)
         return result
 
     def _meets_data(self, call: Call, result: Any) -> bool:
         """Do parameters meet data here, and samples come in with it: positions added to tokens, say?"""
-        data = _data(call) if self.count > 1 and isinstance(result, Tensor) else []
+        data = data_of(call) if self.count > 1 and isinstance(result, Tensor) else []
         return bool(data) and all(
             tensor.dim() > self._dim and tensor.shape[self._dim] == self.count for tensor in (result, *data)
         )
@@ -170,7 +184,7 @@ class Perturbing(Recorder):
         return places if places is not None and places.dim < _lead(layer) else ONE_SAMPLE
 
 
-def _data(call: Call) -> list[Tensor]:
+def data_of(call: Call) -> list[Tensor]:
     """The arguments with numbers in all dimensions of the result, where the others are parameters."""
     dims = call.outputs[0].tensor.dim()
     if any(value.leaf is None for value in call.inputs.values()):
@@ -197,16 +211,27 @@ def chosen(count: int) -> Tensor:
     return order < count // 2
 
 
-def perturbed(tensor: Tensor, samples: Samples, which: Tensor) -> Tensor:
+Noise = Callable[[Tensor, Tensor], Tensor]
+"""From a tensor and standard noise to what is near the tensor, differentiable by it."""
+
+
+def pushed(tensor: Tensor, noise: Tensor) -> Tensor:
+    """By a twentieth of the tensor's size, so that rounding does not matter."""
+    size = torch.linalg.vector_norm(tensor.detach()).item() / math.sqrt(tensor.numel())
+    return tensor.add(noise, alpha=0.05 * size or 1.0)
+
+
+def nudged(tensor: Tensor, noise: Tensor) -> Tensor:
+    """By a thousandth of each element: no sign changes, so that branches and checks mostly go as before."""
+    return tensor.addcmul(tensor.detach(), noise.clamp(-3, 3), value=1e-3)
+
+
+def perturbed(tensor: Tensor, samples: Samples, which: Tensor, noise: Noise = pushed) -> Tensor:
     """The tensor with noise added to the chosen samples, differentiable by it."""
     generator = torch.Generator().manual_seed(4)
-    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
-    samples.first(noise)[_left_alone(which, noise)] = 0
-    size = torch.linalg.vector_norm(tensor.detach()).item() / math.sqrt(tensor.numel())
-    return tensor.add(noise, alpha=_STEP * size or 1.0)
-
-
-_STEP = 0.05
+    standard = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+    samples.first(standard)[_left_alone(which, standard)] = 0
+    return noise(tensor, standard)
 
 
 def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
@@ -250,14 +275,18 @@ def _left_alone(which: Tensor, like: Tensor) -> Tensor:
 def differs(before: Tensor, after: Tensor) -> Tensor:
     """Where two tensors differ by more than rounding; masked scores are infinite in both."""
     before, after = before.detach(), after.detach()
+    if before.is_complex():
+        return differs(*(torch.view_as_real(t.resolve_conj()) for t in (before, after))).any(-1)
     tolerance = 100 * torch.finfo(before.dtype).eps
     finite = before.nan_to_num(0, 0, 0)
     scale = finite.abs() + finite.square().mean().sqrt()
     return ~((after == before) | ((after - before).abs() <= tolerance * scale))
 
 
-def noticed(before: Tensor, after: Tensor, samples: Samples, which: Tensor) -> bool:
+def noticed(before: Tensor | None, after: Tensor | None, samples: Samples, which: Tensor) -> bool:
     """Has a sample that was left alone changed? Compared sample by sample: their scales differ."""
+    if before is None or after is None:
+        return False
     alone = _left_alone(which, before)
     one, other = (samples.some(t.detach(), alone) for t in (before, after))
     if torch.equal(one, other):

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.blocks import CannotSweep, Unit
+from hesse.blocks import Unit
+from hesse.structure import NoStructure
 from hesse.tape.local import Local
 from hesse.tape.record import Value, leaves_of
 
@@ -59,7 +60,7 @@ class View(Local):
         """Where in the argument the elements of every result are."""
         results = leaves_of(self.call.again([self._numbers.double(), *self.call.arguments[1:]]))
         if [r.shape for r in results] != [v.tensor.shape for v in self.outputs]:
-            raise CannotSweep(f"{self.call.name} made other results when it was run again")
+            raise NoStructure(f"{self.call.name} made other results when it was run again")
         return [result.long() for result in results]
 
     @cached_property

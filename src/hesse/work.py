@@ -1,0 +1,177 @@
+"""Carry out a plan, and certify what comes of it; where that fails, again with fewer assumptions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hesse import planning
+from hesse.certificate import Autograd, Certificate, Route, certify
+from hesse.cost import Meter
+from hesse.errors import CertificateWarning, DerivativeWarning, NonFiniteWarning, warn
+from hesse.evaluation import calls_of
+from hesse.gradient import Gradient, on_the_graph
+from hesse.methods import dense, sweep, sweep_cost, sweep_route, taps
+from hesse.planning import Plan
+from hesse.probe import Probe
+from hesse.problem import Problem
+from hesse.runtime.memory import bytes_per_column
+from hesse.runtime.progress import Progress
+from hesse.structure import NoStructure, sought
+from hesse.suspects import suspects
+
+
+@dataclass(frozen=True)
+class Work:
+    """A question to a gradient.
+
+    Attributes:
+        question: "hessian", "blocks" or "diagonal".
+        problem: the problem.
+        meter: holds its gradient, and what may be used.
+        progress: is told of every pass.
+        route: makes what answers are certified by; None without a check.
+        create_graph: keep all on the graph.
+    """
+
+    question: str
+    problem: Problem
+    meter: Meter
+    progress: Progress
+    route: Callable[[], Route] | None
+    create_graph: bool
+
+    @property
+    def gradient(self) -> Gradient:
+        """What all products start from."""
+        return self.meter.gradient
+
+    def certified(self, plan: Plan) -> tuple[list[Any], Certificate | None, Plan]:
+        """Answer as planned; where that cannot be or the check fails, in ways that assume less."""
+        refused: dict[str, str] = {}
+        while plan.method != "dense":
+            try:
+                with sought():
+                    parts, probes = self._run(plan, self._ways[0])
+            except NoStructure as error:  # seen only on the way
+                refused |= {plan.method: str(error)}
+                plan = self._plan("auto", refused)
+                continue
+            certificate = self._certificate(probes)
+            if certificate is None or self._stands(certificate, probes):
+                return parts, certificate, plan  # methods but dense make no graph
+            self._warn_of(f"by {plan.method}", certificate, last=False)
+            plan = self._plan("dense", refused)
+        for way in self._ways:
+            parts, probes = self._run(plan, way)
+            certificate = self._certificate(probes)
+            if certificate is None or self._stands(certificate, probes):
+                break
+            self._warn_of(str(way), certificate, last=not way.batched, symmetric=way.symmetric)
+        return on_the_graph(parts, self.gradient.leaves) if self.create_graph else parts, certificate, plan
+
+    @property
+    def _ways(self) -> list[dense.Way]:
+        return dense.ways(self.question, self.gradient)
+
+    def _plan(self, method: str, refused: Mapping[str, str]) -> Plan:
+        return planning.make(self.question, self.problem, self.meter, method, bool(self.route), refused)
+
+    def _certificate(self, probes: list[Probe]) -> Certificate | None:
+        return None if self.route is None else certify(self.route(), probes)
+
+    def _stands(self, certificate: Certificate, probes: list[Probe]) -> bool:
+        """Is there nothing that another way could do better?"""
+        if certificate.passed:
+            return True
+        if not math.isfinite(certificate.deviation):
+            warn(
+                NonFiniteWarning,
+                f"the {self.question} holds a NaN or an infinity, though the gradient is finite",
+            )
+            return True
+        if certificate.route == Autograd.name or not certify(Autograd(self.gradient), probes).passed:
+            return False
+        wrong = suspects(self.gradient.calls or calls_of(self.problem))
+        reason = (
+            f"the second derivative that torch gives for {' and '.join(wrong)} is wrong"
+            if wrong
+            else "func has kinks within the step of the differences, or is ill-conditioned in this dtype"
+        )
+        warn(
+            DerivativeWarning,
+            f"the {self.question} equals products by plain autograd, and deviates from differences of the "
+            f"gradient by {certificate.deviation:.2g} where {certificate.bound:.2g} is explained: {reason}",
+        )
+        return True
+
+    def _warn_of(self, how: str, certificate: Certificate, last: bool, symmetric: bool = False) -> None:
+        next_step = (
+            "func is ill-conditioned in this dtype, or its backward is not deterministic"
+            if last
+            else "it is computed again with fewer assumptions"
+        )
+        hint = (
+            " (a Hessian that is not symmetric comes from a hook, a custom backward or an error in "
+            "torch's own)"
+            if symmetric
+            else ""
+        )
+        other = "plain autograd" if certificate.route == Autograd.name else "differences of the gradient"
+        warn(
+            CertificateWarning,
+            f"the {self.question} computed {how} deviates from {other} by "
+            f"{certificate.deviation:.2g}, where rounding explains {certificate.bound:.2g}; "
+            f"{next_step}{hint}",
+        )
+
+    def _run(self, plan: Plan, way: dense.Way) -> tuple[list[Any], list[Probe]]:
+        """The planned tensors by the plan's method, all others by one product per coordinate."""
+        check = self.route is not None
+        self.progress.expect(plan.passes)
+        known: Mapping[Any, Tensor] = {}
+        probes: list[Probe] = []
+        if plan.by("taps"):
+            layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
+            answer = taps.answer_to(self.question, layers, check)
+            taps.run(answer, layers, self.gradient, self.meter.workspace, self.progress)
+            known = answer.parts()
+            probes = answer.probes()
+        if plan.by("sweep"):
+            known, probes = self._swept(plan.by("sweep"), check)
+        outcome = dense.run(
+            self.question,
+            self.gradient,
+            way,
+            self._chunk_limit() if self.gradient.curved_beside(plan.by("sweep")) else 1,
+            self.progress,
+            self.create_graph,
+            check,
+            known,
+        )
+        return outcome.parts, [*probes, *outcome.probes]
+
+    def _swept(self, leaves: frozenset[int], check: bool) -> tuple[Mapping[Any, Tensor], list[Probe]]:
+        tape = self.gradient.tape
+        assert tape is not None
+        way = sweep_route.route(tape, self.gradient.value, self.gradient.places, leaves)
+        whole = self.question == "blocks"
+        taken = sweep_cost.cost(way, self.meter.room, whole)
+        if taken.chunks > 1:
+            self.progress.expect(taken.chunks)
+        if whole:  # blocks are checked where they are joined with the others
+            return sweep.blocks(way, leaves, taken.size, self.progress), []
+        return sweep.diagonal(way, leaves, check, taken.size, self.progress)
+
+    def _chunk_limit(self) -> int:
+        """How many of the dense products may be batched."""
+        sizes = [tensor.numel() * tensor.dtype.itemsize for tensor in self.problem.tensors]
+        row = sum(sizes) if self.question == "hessian" else max(sizes)
+        curved = [self.gradient.parts[i] for i in self.gradient.curved]
+        column = bytes_per_column([part for part in curved if part is not None])
+        # A row exists twice for a moment: as the pass returns it and in the answer's layout.
+        return self.meter.workspace // max(1, column + 2 * row)

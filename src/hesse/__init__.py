@@ -4,12 +4,13 @@ from hesse.answer import Result
 from hesse.certificate import Certificate
 from hesse.errors import HesseError, HesseWarning
 from hesse.planning import Estimate, Plan, Share
-from hesse.questions.approximate import approximate_diagonal
-from hesse.questions.diagonal import hessian_diagonal, model_hessian_diagonal
-from hesse.questions.hessian import hessian, hessian_blocks
-from hesse.questions.plan import plan
-from hesse.questions.products import hvp, second_directional_derivative
-from hesse.questions.trace import hessian_trace
+from hesse.questions import approximate as _approximate
+from hesse.questions import diagonal as _diagonal
+from hesse.questions import hessian as _hessian
+from hesse.questions import plan as _plan
+from hesse.questions import products as _products
+from hesse.questions import trace as _trace
+from hesse.runtime.uncompiled import uncompiled as _uncompiled
 
 __version__ = "0.1.0"
 
@@ -31,3 +32,13 @@ __all__ = [
     "plan",
     "second_directional_derivative",
 ]
+
+approximate_diagonal = _uncompiled(_approximate.approximate_diagonal)
+hessian = _uncompiled(_hessian.hessian)
+hessian_blocks = _uncompiled(_hessian.hessian_blocks)
+hessian_diagonal = _uncompiled(_diagonal.hessian_diagonal)
+hessian_trace = _uncompiled(_trace.hessian_trace)
+hvp = _uncompiled(_products.hvp)
+model_hessian_diagonal = _uncompiled(_diagonal.model_hessian_diagonal)
+plan = _uncompiled(_plan.plan)
+second_directional_derivative = _uncompiled(_products.second_directional_derivative)

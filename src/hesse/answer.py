@@ -78,13 +78,13 @@ def answer(
     budget = _budget(question, problem, options, size)
     progress = Progress(options.progress)
     with random_state_kept(), progress, _looked_at(problem, whole is None, strict, create_graph) as gradient:
-        if strict:
-            require_influence(problem, gradient, curved=question != "diagonal")
         trouble = first_non_finite(problem, gradient)
         if trouble:
             warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
         elif options.check or strict:
             require_graph(problem, gradient, strict)
+        if strict:
+            require_influence(problem, gradient, curved=question != "diagonal")
         route = None if trouble else _route(options.check, problem, gradient)
         meter = Meter(gradient, budget, size)
         check = route is not None
@@ -130,7 +130,7 @@ def _route(check: bool | str, problem: Problem, gradient: Gradient) -> Callable[
     """What an answer is certified by."""
     if check == "differences":
         return partial(Differences, problem, gradient)
-    return partial(Autograd, gradient) if check else None
+    return partial(Autograd, problem, gradient) if check else None
 
 
 @contextmanager

@@ -15,8 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hesse.gradient import Gradient
+from hesse.evaluation import evaluated
+from hesse.gradient import Gradient, roundings
 from hesse.probe import Probe, distance, norm
+from hesse.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -69,35 +71,53 @@ class Autograd:
 
     name = "autograd"
 
-    def __init__(self, gradient: Gradient) -> None:
-        size = sum(leaf.numel() for leaf in gradient.leaves)
+    def __init__(self, problem: Problem, gradient: Gradient) -> None:
         self._eps = eps = max(torch.finfo(leaf.dtype).eps for leaf in gradient.leaves)
-        self.bound = max(math.sqrt(eps), 4 * eps * math.sqrt(size))
+        self.bound = max(math.sqrt(eps), 4 * eps * math.sqrt(problem.parameters))
         self.floor = 100 * eps / self.bound
         self.products = 0
-        self._gradient = gradient
+        self._problem, self._gradient = problem, gradient
 
     def exact(self, probe: Probe) -> Sequence[Tensor]:
         """See `Route`."""
         return self._product(probe, probe.signs)
 
     def allowance(self, probe: Probe, exact: Sequence[Tensor], scale: float) -> float:
-        """See `Route`: how far the sum of two products is from the product of the sum.
+        """See `Route`: what rounding makes of this product, measured in two ways.
 
-        That is rounding only if products are linear otherwise: scaling by a power of two leaves nothing to
-        round, so it changes them no more than taking them again does.
+        By how far products move where the point moves by no more than its own rounding, and by how far the
+        sum of two products is from the product of the sum. A product that is another one each time it is
+        taken is not excused.
         """
         again = distance(self._product(probe, probe.signs), exact)
+        if again > self.bound * scale:
+            return 0.0
+        return 30 * max(self._moved(probe, exact), self._added(probe, exact, again + self._eps * scale))
+
+    def _moved(self, probe: Probe, exact: Sequence[Tensor]) -> float:
+        """How far the product at points that are about the same."""
+        found = []
+        for shifts in roundings(self._gradient):
+            with self._problem.moved(shifts) as near, evaluated(near) as evaluation:
+                product = Gradient(evaluation).product(probe.signs, probe.rows, probe.columns)
+            found.append(distance(product, exact))
+        self.products += len(found)
+        return max(found)
+
+    def _added(self, probe: Probe, exact: Sequence[Tensor], tolerance: float) -> float:
+        """How far the sum of two products is, if products are linear otherwise.
+
+        Scaling by a power of two leaves nothing to round, and shows it.
+        """
         scaled = self._product(probe, [-2 * sign for sign in probe.signs])
-        bent = distance([part / -2 for part in scaled], exact) - 4 * again
-        if again > self.bound * scale or bent > self._eps * scale:
+        if distance([part / -2 for part in scaled], exact) > 4 * tolerance:
             return 0.0
         generator = torch.Generator().manual_seed(1)
         shares = [torch.rand(sign.shape, generator=generator).to(sign) for sign in probe.signs]
         some = [sign * share for sign, share in zip(probe.signs, shares, strict=True)]
         rest = [sign - part for sign, part in zip(probe.signs, some, strict=True)]
         one, other = self._product(probe, some), self._product(probe, rest)
-        return 30 * distance([a + b for a, b in zip(one, other, strict=True)], exact)
+        return distance([a + b for a, b in zip(one, other, strict=True)], exact)
 
     def _product(self, probe: Probe, vectors: Sequence[Tensor]) -> list[Tensor]:
         self.products += 1

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from hesse.errors import DerivativeWarning, NotTwiceDifferentiableError, warn
-from hesse.evaluation import errors_explained, evaluate
-from hesse.gradient import Gradient
+from hesse.evaluation import evaluated
+from hesse.gradient import Gradient, roundings
 from hesse.probe import Probe, distance, norm
 from hesse.problem import Problem
-from hesse.runtime.isolation import isolated
 
 _STEPS = (1.0, 0.25, 4.0, 0.0625)
 
@@ -34,6 +33,7 @@ class Difference:
 
     Attributes:
         parts: by each of some tensors.
+        step: what v was multiplied by at least.
         error: how far another step was away, over all parts.
         noise: what rounding of the gradient may make of it.
         slope: the derivative of the function itself.
@@ -41,6 +41,7 @@ class Difference:
     """
 
     parts: Sequence[Tensor]
+    step: float
     error: float
     noise: float
     slope: float
@@ -66,8 +67,15 @@ class Differences:
         return self._last.parts
 
     def allowance(self, probe: Probe, exact: Sequence[Tensor], scale: float) -> float:
-        """See `certificate.Route`."""
-        return min(10 * self._last.error, 0.1 * scale) + self._last.noise
+        """See `certificate.Route`.
+
+        A gradient that cancels is rounded by more than its own size tells: by how far it is at points that
+        are about the same.
+        """
+        here, _ = self._gradient_at({}, probe.columns)
+        around = (self._gradient_at(shifts, probe.columns)[0] for shifts in roundings(self._gradient))
+        moved = max(distance(near, here) for near in around)
+        return min(10 * self._last.error, 0.1 * scale) + self._last.noise + 10 * moved / self._last.step
 
     def along(self, vectors: Sequence[Tensor], rows: Sequence[int], columns: Sequence[int]) -> Difference:
         """The derivative of the gradient by `columns` when the tensors of `rows` are moved along vectors."""
@@ -80,7 +88,8 @@ class Differences:
             for old in found:
                 error = distance(new.parts, old.parts)
                 if best is None or not best.error <= error:
-                    best = replace(old, error=error, noise=max(old.noise, new.noise))
+                    step, noise = min(old.step, new.step), max(old.noise, new.noise)
+                    best = replace(old, step=step, error=error, noise=noise)
             found.append(new)
             if best is not None and best.error <= self._eps**0.4 * norm(best.parts) + best.noise:
                 break
@@ -98,19 +107,15 @@ class Differences:
         parts = [(a - b) / (2 * step) for a, b in zip(up, down, strict=True)]
         noise = 10 * self._eps / step
         slope = (high - low) / (2 * step)
-        return Difference(parts, math.inf, noise * norm(up), slope, noise * abs(high))
+        return Difference(parts, step, math.inf, noise * norm(up), slope, noise * abs(high))
 
     def _gradient_at(self, shifts: dict[int, Tensor], columns: Sequence[int]) -> tuple[list[Tensor], float]:
         """The gradient by some tensors, and the value, where others are moved."""
-        with self._problem.moved(shifts) as leaves, isolated() as watch, errors_explained():
-            value = evaluate(self._problem, leaves, watch)
-            active = [j for j in columns if leaves[j].requires_grad]
-            found: dict[int, Tensor | None] = {}
-            if value.requires_grad and active:
-                by = [leaves[j] for j in active]
-                found = dict(zip(active, torch.autograd.grad(value, by, allow_unused=True), strict=True))
-        parts = [torch.zeros_like(leaves[j]) if (part := found.get(j)) is None else part for j in columns]
-        return parts, value.item()
+        with self._problem.moved(shifts) as near, evaluated(near) as evaluation:
+            found, _ = evaluation.gradients([], create_graph=False)
+            value = evaluation.value.item()
+        tensors = self._problem.tensors
+        return [torch.zeros_like(tensors[j]) if (g := found[j]) is None else g for j in columns], value
 
 
 _AGREED: WeakSet[type] = WeakSet()  # custom Functions that were compared, and alright

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parent)
+_COMPILER = str(Path("torch", "_dynamo"))  # which public functions pass through where it is loaded
 
 
 class HesseError(Exception):
@@ -90,6 +91,10 @@ class CertificateWarning(HesseWarning):
 def warn(category: type[HesseWarning], message: str) -> None:
     """Warn at the line of the caller's that called hesse, however deep in hesse this is."""
     depth, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
         depth, frame = depth + 1, frame.f_back
     warnings.warn(message, category, stacklevel=depth)
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(_PACKAGE) or _COMPILER in file

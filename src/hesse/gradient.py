@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from hesse.errors import IndependentError
 from hesse.evaluation import Evaluation, Gradients, errors_explained
 from hesse.layers import Layer
+from hesse.probe import random_signs
 from hesse.problem import Problem
 from hesse.runtime.graph import made
 from hesse.tape.layers import LayerCall, tappable
@@ -220,6 +221,19 @@ def require_influence(problem: Problem, gradient: Gradient, curved: bool) -> Non
                 f"{name} influences the output linearly, so that the gradient by it does not depend on the "
                 f"inputs; leave it out or use strict=False, which gives zeros"
             )
+
+
+def roundings(gradient: Gradient) -> Iterator[dict[int, Tensor]]:
+    """Shifts of the leaves, by their index, to points that are about the same in the precision of the dtype.
+
+    Of several sizes, as what is rounded may be so much coarser than the point that it does not move at all.
+    """
+    signs = random_signs(gradient.leaves)
+    for times in (1, 8, 64):
+        yield {
+            i: times * torch.finfo(leaf.dtype).eps * sign * leaf.detach()
+            for i, (leaf, sign) in enumerate(zip(gradient.leaves, signs, strict=True))
+        }
 
 
 def on_the_graph(parts: Any, leaves: Sequence[Tensor]) -> Any:

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -89,16 +89,15 @@ class Problem:
             )
 
     @contextmanager
-    def moved(self, shifts: Mapping[int, Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        """The tensors to differentiate by at a point near by.
+    def moved(self, shifts: Mapping[int, Tensor]) -> Iterator[Problem]:
+        """The problem at a point near by.
 
-        Those of a closure are at that point for as long as this lasts, and are then what they were to the
-        last bit; backward passes that are still to come do not notice.
+        The tensors of a closure are at that point for as long as this lasts, and are then what they were to
+        the last bit; backward passes that are still to come do not notice.
         """
         if not self.closure:
-            yield tuple(
-                _leaf(tensor.detach() + shifts[i] if i in shifts else tensor.detach())
-                for i, tensor in enumerate(self.tensors)
+            yield replace(
+                self, tensors=tuple(t.detach() + shifts.get(i, 0) for i, t in enumerate(self.tensors))
             )
             return
         # A tensor that is there twice is moved by both shifts.
@@ -107,7 +106,7 @@ class Problem:
         try:
             for i, shift in shifts.items():
                 places[id(self.tensors[i])].add_(shift)
-            yield self.tensors
+            yield self
         finally:
             for key, place in places.items():
                 place.copy_(contents[key])

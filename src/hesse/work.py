@@ -94,7 +94,10 @@ class Work:
                 f"the {self.question} holds a NaN or an infinity, though the gradient is finite",
             )
             return True
-        if certificate.route == Autograd.name or not certify(Autograd(self.gradient), probes).passed:
+        if (
+            certificate.route == Autograd.name
+            or not certify(Autograd(self.problem, self.gradient), probes).passed
+        ):
             return False
         wrong = suspects(self.gradient.calls or calls_of(self.problem))
         reason = (

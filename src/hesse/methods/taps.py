@@ -237,7 +237,7 @@ def _tapped(gradient: Gradient, columns: Sequence[Tap], rows: Sequence[Tap], see
 
 def _before(wants: Wants, layers: Sequence[Layer], layer: Layer) -> list[Layer]:
     """The layers that the input of a layer may depend on, of those whose pair with it is wanted."""
-    if not layer.call.input.requires_grad:
+    if not layer.call.moves:
         return []
     return [other for other in layers[: layers.index(layer)] if wants(layer, other)]
 

@@ -109,10 +109,10 @@ def _product(problem: Problem, vectors: Sequence[Tensor], create_graph: bool, st
     with random_state_kept() as random_numbers:
         with evaluated(problem, strict, create_graph) as evaluation:
             gradient = Gradient(evaluation)
-            if strict:
-                require_influence(problem, gradient, curved=True)
             remark(evaluation)
             require_graph(problem, gradient, strict, once=True)
+            if strict:
+                require_influence(problem, gradient, curved=True)
             products = gradient.product(vectors, everything, everything, create_graph, last=True)
             if create_graph:
                 products = on_the_graph(products, gradient.leaves)

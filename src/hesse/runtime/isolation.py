@@ -17,12 +17,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 
+from hesse.runtime import autocast
 from hesse.runtime.watch import Watch
 
 
@@ -52,14 +52,13 @@ def isolated(third_order: bool = False) -> Iterator[Watch]:
 
     `third_order`: the second derivatives will be differentiated once more.
     """
-    autocasts = _autocasts()
-    watch = Watch(third_order, autocasts)
+    callers = autocast.callers()
+    watch = Watch(third_order, callers)
     with _SHARED.lock, ExitStack() as own, ExitStack() as shared:
         if torch.is_inference_mode_enabled():
             own.enter_context(torch.inference_mode(False))
         own.enter_context(torch.enable_grad())
-        for options in autocasts:
-            own.enter_context(torch.autocast(**{**options, "enabled": False}))
+        own.enter_context(autocast.off(callers))
         _SHARED.changes.append(shared)
         shared.callback(_SHARED.changes.remove, shared)
         shared.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -69,16 +68,3 @@ def isolated(third_order: bool = False) -> Iterator[Watch]:
         hook = module_hooks.register_module_buffer_registration_hook(watch.note_rebound)
         shared.callback(hook.remove)
         yield watch
-
-
-def _autocasts() -> list[dict[str, Any]]:
-    """The caller's autocasts that are on."""
-    return [
-        {
-            "device_type": device,
-            "dtype": torch.get_autocast_dtype(device),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
-        }
-        for device in ("cpu", "cuda")
-        if torch.is_autocast_enabled(device)
-    ]

@@ -14,7 +14,8 @@ from torch.autograd import _unsafe_preserve_version_counter  # type: ignore[attr
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
-from hesse.runtime import random_state
+from hesse.runtime import autocast, random_state
+from hesse.runtime.autocast import Autocasts
 from hesse.runtime.graph import nodes
 from hesse.runtime.kernels import REPLACED
 
@@ -44,14 +45,14 @@ class Watch(TorchFunctionMode):
         nested_gradient: the function differentiates, and uses the result in a differentiable way.
     """
 
-    def __init__(self, third_order: bool, autocasts: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, third_order: bool, autocasts: Autocasts) -> None:
         """`autocasts`: the caller's, which are on for the function alone."""
         super().__init__()
         self.third_order = third_order
         self.fused_norm = self.nested_gradient = self.cut = False
         self.ungraphed: str | None = None
         self.random = random_state.current()
-        self._autocasts = list(autocasts)
+        self._autocasts = autocasts
         self._entered = ExitStack()
         self._coarser: set[torch.dtype] = set()
         self._coarse: list[Coarse] = []
@@ -64,11 +65,7 @@ class Watch(TorchFunctionMode):
         self._thread = threading.get_ident()
 
     def __enter__(self) -> Any:
-        if self._autocasts:
-            torch.clear_autocast_cache()  # it would outlive the contents of the tensors
-            self._entered.callback(torch.clear_autocast_cache)
-        for options in self._autocasts:
-            self._entered.enter_context(torch.autocast(**options))
+        self._entered.enter_context(autocast.on(self._autocasts))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

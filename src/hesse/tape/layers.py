@@ -157,6 +157,7 @@ class LayerCall:
         order: number of the call on the tape.
         name: of the torch function.
         through: the value that held the weight: a view of it, or itself.
+        moves: the input is a function of leaves.
     """
 
     weight: int
@@ -167,6 +168,7 @@ class LayerCall:
     order: int
     name: str
     through: Value
+    moves: bool
 
 
 def layer_call(call: Call) -> LayerCall | None:
@@ -193,7 +195,8 @@ def _layer_call(call: Call) -> LayerCall | None:
     place = bias.leaf if isinstance(bias, Value) else None
     if isinstance(bias, Value) and isinstance(kind, Linear) and bias.tensor.shape != z.shape[-1:]:
         place = None  # what is added may have any shape that can be broadcast
-    return LayerCall(index, place, tensor, call.outputs[0], kind, call.order, call.name, weight)
+    moves = isinstance(input, Value) or (tensor.requires_grad and not tensor.is_leaf)
+    return LayerCall(index, place, tensor, call.outputs[0], kind, call.order, call.name, weight, moves)
 
 
 def tappable(

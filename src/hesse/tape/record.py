@@ -107,6 +107,7 @@ class Recorder(TakenApart):
         self.calls: list[Call] = []
         self.hidden: str | None = None
         self._values: dict[int, Value] = {}
+        self._constants: set[int] = set()  # what requires grad, and has nothing to do with the leaves
         self._kept: list[Tensor] = []  # an id is a tensor's only while it lives
         for i, leaf in enumerate(leaves):
             if leaf.requires_grad:
@@ -145,7 +146,7 @@ class Recorder(TakenApart):
         inputs = {
             i: self.value_of(argument)
             for i, argument in enumerate(arguments)
-            if isinstance(argument, Tensor) and argument.requires_grad
+            if isinstance(argument, Tensor) and argument.requires_grad and not self._is_constant(argument)
         }
         target = args[0] if args and (writes_to_first(func) or kwargs.get("inplace")) else None
         if isinstance(target, Tensor):
@@ -153,12 +154,19 @@ class Recorder(TakenApart):
         result = func(*args, **kwargs)
         made = [target] if func is Tensor.__setitem__ else leaves_of(result)
         active = [t for t in made if isinstance(t, Tensor) and t.requires_grad]
-        if active and not (len(active) == 1 and active[0] is target and not inputs):
+        if inputs and active:
             call = Call(func, arguments, spec, inputs, [], len(self.calls))
             self._record(call, active)
             if call.outputs:
                 return self.seen(call, result)
+        elif any(isinstance(argument, Tensor) and argument.requires_grad for argument in arguments):
+            self._kept += active
+            self._constants.update(map(id, active))
         return result
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Does it require grad for reasons of its own: a parameter that is not asked for, positions?"""
+        return id(tensor) not in self._values and (tensor.is_leaf or id(tensor) in self._constants)
 
     def seen(self, call: Call, result: Any) -> Any:
         """What the function gets as the result of a recorded call."""

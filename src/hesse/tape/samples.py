@@ -132,7 +132,7 @@ class Perturbing(Recorder):
         super().__init__(leaves)
         self._before, self._noise = calls, noise
         self._layers = {layer.order: layer for layer in layers}
-        entering = [layer for layer in layers if not layer.input.requires_grad]
+        entering = [layer for layer in layers if not layer.moves]
         # Data come in by layers, or by what parameters are added to; else the first layer has them.
         data = [layer.input for layer in entering if dim < _lead(layer)]
         if not data:
@@ -175,7 +175,7 @@ class Perturbing(Recorder):
     def _placed(self, layer: LayerCall, call: Call) -> Samples:
         places: Samples | None = None
         now = layer_call(call)
-        if layer.input.requires_grad and now is not None and now.input.shape == layer.input.shape:
+        if layer.moves and now is not None and now.input.shape == layer.input.shape:
             places = found(layer.input, now.input, self.which)
         if places is None and call.order in self._entering:
             places = Samples(self.count, self._dim)

@@ -214,12 +214,10 @@ def _layer(call: Call, samples: Mapping[Value, Samples]) -> LayerCall | None:
         or samples[layer.output].dim >= layer.output.tensor.dim() - layer.kind.own[1]
     ):
         return None
-    plain = not layer.input.requires_grad or any(
-        v.tensor is layer.input and not v.changed for v in call.inputs.values()
-    )
+    plain = not layer.moves or any(v.tensor is layer.input and not v.changed for v in call.inputs.values())
     return layer if plain else None
 
 
 def _columns(layer: LayerCall, samples: Mapping[Value, Samples]) -> int:
-    moved = layer.input.numel() if layer.input.requires_grad else 0
+    moved = layer.input.numel() if layer.moves else 0
     return (layer.output.tensor.numel() + moved) // samples[layer.output].count

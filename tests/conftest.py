@@ -1,3 +1,6 @@
+import itertools
+import types
+
 import pytest
 import torch
 
@@ -15,6 +18,15 @@ def _seeded():
 def _faults_are_raised(monkeypatch):
     """A fault of ours must not pass for a function without structure."""
     monkeypatch.setattr("hesse.structure.RAISES_FAULTS", True)
+
+
+@pytest.fixture(autouse=True)
+def _steady_clock(monkeypatch):
+    """An evaluation takes a millisecond and so does a gradient: plans do not depend on a busy machine."""
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: 1e-3 * next(ticks))
+    for module in ("hesse.explore", "hesse.evaluation"):
+        monkeypatch.setattr(f"{module}.time", clock)
 
 
 @pytest.fixture

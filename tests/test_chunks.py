@@ -3,11 +3,19 @@
 import pytest
 
 from hesse.runtime.chunks import ChunkSize
+from hesse.runtime.room import Room
 
 
-def run(seconds_per_column, limit=10_000, columns=20_000, regimes=1):
+def room_for(limit):
+    """Room for so many columns, however much they take."""
+    room = Room(limit, 1, lambda: 0)
+    room.lower(limit)
+    return room
+
+
+def run(seconds_per_column, limit=10_000, columns=20_000, regimes=1, expected=0.0):
     """The sizes that are taken when a chunk of n columns takes n * seconds_per_column(n)."""
-    chunks, sizes, left = ChunkSize(limit, columns), [], columns
+    chunks, sizes, left = ChunkSize(room_for(limit), columns, expected), [], columns
     while left:
         size = min(chunks.size, left)
         sizes.append(size)
@@ -32,8 +40,8 @@ def test_stays_where_it_is_best():
 
 def test_plain_products_where_batching_does_not_pay():
     sizes = run(lambda n: 1e-3 if n == 1 else 2e-3, columns=500)
-    assert sizes[:5] == [32, 64, 1, 32, 1]
-    assert set(sizes[5:]) == {1}
+    assert sizes[:6] == [32, 64, 1, 32, 1, 32]
+    assert set(sizes[6:]) == {1}
 
 
 def test_smaller_batches_where_those_are_best():
@@ -52,13 +60,35 @@ def test_one_noisy_time_does_not_decide():
     assert sizes.count(1) <= 2
 
 
+def test_heavy_columns_begin_with_plain_products():
+    """Batches of eight are tried, and stay only where they take a twentieth less."""
+    heavy = lambda gain: run(lambda n: 0.06 if n < 8 else 0.06 * gain, columns=150, expected=0.02)
+    assert heavy(0.97)[:4] == [1, 8, 1, 8]
+    assert set(heavy(0.97)[4:]) == {1}
+    assert heavy(0.9)[:5] == [1, 8, 1, 8, 16]
+    assert set(heavy(0.9)[5:-1]) == {8}
+
+
+def test_settles_over_many_small_tensors():
+    """A new tensor begins no new search for whether batches pay."""
+    chunks, sizes = ChunkSize(room_for(100), 240), []
+    for tensor in range(60):
+        left = 4
+        while left:
+            size = min(chunks.size, left)
+            sizes.append(size)
+            left -= size
+            chunks.report(size, size * 1e-3, regime=tensor)
+    assert len(sizes) <= 61
+
+
 @pytest.mark.parametrize("limit", [1, 7, 40])
 def test_never_beyond_the_limit(limit):
     assert max(run(lambda n: 1 / n, limit, columns=500)) == limit
 
 
 def test_halving_and_forbidding():
-    chunks = ChunkSize(100, 1000)
+    chunks = ChunkSize(room_for(100), 1000)
     assert chunks.halve()
     assert chunks.size == 16
     chunks.forbid()

@@ -8,11 +8,13 @@ import textwrap
 import pytest
 import torch
 
+import growth
 import hesse
 from hesse import errors
 from hesse.gradient import Gradient
 from hesse.runtime import memory
 from hesse.runtime.chunks import ChunkSize
+from hesse.runtime.room import Room
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,54 @@ def test_a_sweep_of_which_no_sample_fits_the_budget_is_not_taken():
     assert wide.method == "sweep"
     assert tight.method != "sweep"
     assert wide.peak_bytes > tight.estimates[0].peak_bytes > 3 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("name", "budget"), [(name, budget) for name, (*_, budgets) in growth.CASES.items() for budget in budgets]
+)
+def test_growth_stays_within_the_budget(name, budget):
+    """Whatever formulas take beside their results, and the allocator beside them, without a warning."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", growth.__file__, name, budget], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) <= 1.1 * memory.parse(budget)
+
+
+def test_a_graph_that_exceeds_the_budget_is_told():
+    func = lambda x: (x[:, None] * x).sin().exp().square().sum()
+    with pytest.warns(errors.BudgetWarning, match=r"the gradient with its graph takes .* of 3 MiB") as caught:
+        result = hesse.hessian(func, torch.randn(400), memory="3MiB", full_output=True)
+    assert len(caught) == 1
+    assert result.certificate.passed
+    assert "the memory budget holds no second evaluation" in {e.why_not for e in result.plan.estimates}
+
+
+def test_plan_refuses_what_the_answer_would():
+    x = torch.zeros(1_000_000)
+    with pytest.raises(errors.BudgetError, match=r"3\.638 TiB.*hvp"):
+        hesse.plan("hessian", lambda x: (x**3).sum(), x, memory="1GiB")
+
+
+def test_room_learns_from_what_batches_take():
+    used = [1000]
+    room = Room(10_000, 50, lambda: used[0])
+    assert room.limit == 45  # a quarter of what is predicted to fit
+    for columns, each, limit in ((10, 100, 45), (40, 100, 72), (72, 150, 48), (50, 100, 48)):
+        with room.watched(columns):
+            used[0] += columns * each
+        used[0] = 1000
+        assert room.limit == limit
+
+
+def test_where_there_is_plenty_of_room_nobody_looks():
+    looks = []
+    room = Room(10**9, 50, lambda: looks.append(1) or 0)
+    with room.watched(128):
+        pass
+    assert room.limit == 10**9 // 50
+    assert len(looks) == 1
 
 
 def test_free_memory_is_plausible():

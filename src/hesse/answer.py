@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -77,7 +77,11 @@ def answer(
     size = planning.answer_bytes(question, problem)
     budget = _budget(question, problem, options, size)
     progress = Progress(options.progress)
-    with random_state_kept(), progress, _looked_at(problem, whole is None, strict, create_graph) as gradient:
+    with (
+        random_state_kept(),
+        progress,
+        _looked_at(problem, budget, whole is None, strict, create_graph) as gradient,
+    ):
         trouble = first_non_finite(problem, gradient)
         if trouble:
             warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
@@ -105,7 +109,7 @@ def plan_for(question: str, problem: Problem, options: Options) -> Plan:
     whole = _whole(question, problem, options.method, create_graph=False)
     size = planning.answer_bytes(question, problem)
     budget = _budget(question, problem, options, size)
-    with random_state_kept(), _looked_at(problem, structure=True) as gradient:
+    with random_state_kept(), _looked_at(problem, budget, structure=True) as gradient:
         meter = Meter(gradient, budget, size)
         return planning.make(question, problem, meter, options.method, bool(options.check), _refused(whole))
 
@@ -135,7 +139,7 @@ def _route(check: bool | str, problem: Problem, gradient: Gradient) -> Callable[
 
 @contextmanager
 def _looked_at(
-    problem: Problem, structure: bool, strict: bool = False, create_graph: bool = False
+    problem: Problem, budget: Budget, structure: bool, strict: bool = False, create_graph: bool = False
 ) -> Iterator[Gradient]:
     """The gradient, after a first look that found its `structure` if that is of interest.
 
@@ -144,6 +148,11 @@ def _looked_at(
     """
     with ExitStack() as held:
         evaluation = held.enter_context(evaluated(problem, strict, create_graph, structure))
+        if structure and budget.left() < 2 * budget.taken:  # a look is an evaluation and a gradient
+            held.close()
+            structure = False
+            evaluation = held.enter_context(evaluated(problem, strict, create_graph))
+            evaluation = replace(evaluation, untaped="the memory budget holds no second evaluation")
         found = explore(problem, evaluation)
         value = evaluation.value.detach()
         if found.changed:

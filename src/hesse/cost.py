@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
+from hesse.errors import BudgetWarning, warn
 from hesse.gradient import Gradient
 from hesse.runtime.graph import Spans, made
-from hesse.runtime.memory import Budget, bytes_per_column
+from hesse.runtime.memory import Budget, bytes_per_column, show
+from hesse.runtime.room import Room
 from hesse.tape.flops import flops
 
 
@@ -88,6 +90,7 @@ class Meter:
         self.gradient = gradient
         self.rates = (CUDA if gradient.value.is_cuda else CPU).at(gradient.value.dtype.itemsize)
         self._budget, self._answer = budget, answer
+        self._taken, self._warned = 0, False
 
     @property
     def left(self) -> int:
@@ -103,7 +106,25 @@ class Meter:
     def workspace(self) -> int:
         """Bytes that are left beside the answer and the gradient's graph."""
         _ = self.gradient.parts
+        self._taken = self._budget.taken
         return self.left
+
+    def fit(self, column: int) -> Room:
+        """Room for batches of columns that are predicted to take so many bytes."""
+        if self.workspace < column and not self._warned:
+            self._warned = True
+            warn(
+                BudgetWarning,
+                f"the gradient with its graph takes {show(self._taken)} and each product {show(column)}, "
+                f"which the memory budget of {show(self._budget.total)} does not hold beside the answer: "
+                f"it is exceeded; raise memory=, or checkpoint parts of func (use_reentrant=False)",
+            )
+        return Room(self.workspace, column, self._budget.in_use)
+
+    @property
+    def product(self) -> float:
+        """Seconds of one plain product, at least: what an evaluation and a gradient took."""
+        return self.gradient.found.seconds
 
     @cached_property
     def _spans(self) -> Spans:

@@ -295,7 +295,7 @@ def _dense(question: str, problem: Problem, meter: Meter) -> _Option:
 def _taps(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option | str:
     why_not, layers = taps.usable(question, meter.gradient)
     if why_not:
-        return why_not
+        return meter.gradient.found.why_not or why_not
     beside = dense.costs(question, meter, meter.workspace, joined=True)
     if planned is None:
         layers = _paying(question, layers, beside, meter)

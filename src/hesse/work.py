@@ -19,7 +19,6 @@ from hesse.methods import dense, sweep, sweep_cost, sweep_route, taps
 from hesse.planning import Plan
 from hesse.probe import Probe
 from hesse.problem import Problem
-from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress
 from hesse.structure import NoStructure, sought
 from hesse.suspects import suspects
@@ -141,16 +140,15 @@ class Work:
         if plan.by("taps"):
             layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
             answer = taps.answer_to(self.question, layers, check)
-            taps.run(answer, layers, self.gradient, self.meter.workspace, self.progress)
+            taps.run(answer, layers, self.meter, self.progress)
             known = answer.parts()
             probes = answer.probes()
         if plan.by("sweep"):
             known, probes = self._swept(plan.by("sweep"), check)
         outcome = dense.run(
             self.question,
-            self.gradient,
+            self.meter,
             way,
-            self._chunk_limit() if self.gradient.curved_beside(plan.by("sweep")) else 1,
             self.progress,
             self.create_graph,
             check,
@@ -169,12 +167,3 @@ class Work:
         if whole:  # blocks are checked where they are joined with the others
             return sweep.blocks(way, leaves, taken.size, self.progress), []
         return sweep.diagonal(way, leaves, check, taken.size, self.progress)
-
-    def _chunk_limit(self) -> int:
-        """How many of the dense products may be batched."""
-        sizes = [tensor.numel() * tensor.dtype.itemsize for tensor in self.problem.tensors]
-        row = sum(sizes) if self.question == "hessian" else max(sizes)
-        curved = [self.gradient.parts[i] for i in self.gradient.curved]
-        column = bytes_per_column([part for part in curved if part is not None])
-        # A row exists twice for a moment: as the pass returns it and in the answer's layout.
-        return self.meter.workspace // max(1, column + 2 * row)

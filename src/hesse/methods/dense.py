@@ -25,6 +25,7 @@ from hesse.gradient import Gradient
 from hesse.probe import Probe, random_signs
 from hesse.runtime.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize
+from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress
 
 
@@ -101,45 +102,79 @@ class Piece:
 
 def run(
     question: str,
-    gradient: Gradient,
+    meter: Meter,
     way: Way,
-    chunk_limit: int,
     progress: Progress,
     create_graph: bool = False,
     check: bool = True,
     known: Mapping[Any, Tensor] | None = None,
 ) -> Outcome:
-    """Answer "hessian", "blocks" or "diagonal" with chunks of at most `chunk_limit` products.
+    """Answer "hessian", "blocks" or "diagonal", with as many products at a time as are fast and fit.
 
     `known`: what another method has found for some tensors, joined here with the rest: diagonals by the
     tensor's index, or matrices by a pair of indices.
     """
-    known = known or {}
+    gradient, known = meter.gradient, known or {}
     found = {key if isinstance(key, int) else key[0] for key in known}
-    rows_of = [i for i in gradient.curved_beside(found) if gradient.leaves[i].numel()]
-    answer = _ANSWERS[question](gradient, way, create_graph, rows_of, known)
+    rows = [i for i in gradient.curved_beside(found) if gradient.leaves[i].numel()]
+    answer = _ANSWERS[question](gradient, way, create_graph, rows, known)
+    if rows:
+        _fill(answer, rows, question, meter, way, progress, create_graph)
+    parts = answer.finish()
+    return Outcome(parts, answer.probes() if check else [])
+
+
+def _fill(
+    answer: _Answer,
+    rows_of: Sequence[int],
+    question: str,
+    meter: Meter,
+    way: Way,
+    progress: Progress,
+    create_graph: bool,
+) -> None:
+    """Give the answer the rows of some tensors, in chunks."""
+    gradient = meter.gradient
     sizes = {i: gradient.leaves[i].numel() for i in rows_of}
-    chunks = ChunkSize(chunk_limit if way.batched else 1, total=sum(sizes.values()))
+    width = _width(question, gradient)
+    # A row exists twice for a moment: as the pass returns it and in the answer's layout.
+    room = meter.fit(_column(gradient) + 2 * width)
+    if not way.batched:
+        room.lower(1)
+    chunks = ChunkSize(room, sum(sizes.values()), meter.product)
     pending = list(rows_of)
     row = 0  # of the first pending tensor
     while pending:
         chunk = _next_chunk(pending, sizes, row, chunks.size)
         columns = answer.columns(chunk)
-        began = clock(gradient.value)
-        rows = _products(gradient, chunk, columns, chunks, create_graph)
-        if rows is None:  # the chunk was too large, or cannot be batched: now it is smaller
-            continue
-        for j, block in zip(columns, rows, strict=True):
-            for piece in chunk:
-                answer.store(piece, j, block[piece.offset : piece.offset + piece.count])
         last = chunk[-1]
         done = last.offset + last.count
-        chunks.report(done, clock(gradient.value) - began, regime=chunk[0].tensor)
+        with room.watched(done):
+            began = clock(gradient.value)
+            rows = _products(gradient, chunk, columns, chunks, create_graph)
+            if rows is None:  # the chunk was too large, or cannot be batched: now it is smaller
+                continue
+            for j, block in zip(columns, rows, strict=True):
+                for piece in chunk:
+                    answer.store(piece, j, block[piece.offset : piece.offset + piece.count])
+            seconds = clock(gradient.value) - began
+            del rows
+        room.keep(done * (1 if question == "diagonal" else width))
+        chunks.report(done, seconds, regime=chunk[0].tensor)
         progress.advance(done)
         row = last.stop if last.stop < sizes[last.tensor] else 0
         pending = pending[len(chunk) - (row > 0) :]
-    parts = answer.finish()
-    return Outcome(parts, answer.probes() if check else [])
+
+
+def _width(question: str, gradient: Gradient) -> int:
+    """Bytes of a row of the answer, at most."""
+    sizes = [leaf.numel() * leaf.dtype.itemsize for leaf in gradient.leaves]
+    return sum(sizes) if question == "hessian" else max(sizes)
+
+
+def _column(gradient: Gradient) -> int:
+    """Bytes that a product holds at its peak, for every column of a batch."""
+    return bytes_per_column([part for i in gradient.curved if (part := gradient.parts[i]) is not None])
 
 
 def _next_chunk(pending: list[int], sizes: dict[int, int], row: int, limit: int) -> list[Piece]:

@@ -128,15 +128,12 @@ def _uses(layers: Sequence[Layer], layer: Layer) -> int:
     return sum(other.call.weight == layer.call.weight for other in layers)
 
 
-def run(
-    answer: Answer, layers: Sequence[Layer], gradient: Gradient, workspace: int, progress: Progress
-) -> None:
+def run(answer: Answer, layers: Sequence[Layer], meter: Meter, progress: Progress) -> None:
     """Give the answer all pairs of layers that it wants; `layers` in the order of their calls."""
+    gradient = meter.gradient
     # The most that a pass holds, whatever it starts from.
     held = bytes_per_column([layer.gradient for layer in layers])
-    jacobians = {
-        layer: _jacobians(answer, layers, layer, gradient, workspace, held, progress) for layer in layers
-    }
+    jacobians = {layer: _jacobians(answer, layers, layer, meter, held, progress) for layer in layers}
     shared = _shared(layers)
     for batch in _batches(shared):
         columned = [layer for tap in batch.taps for layer in tap]
@@ -144,9 +141,9 @@ def run(
         rows = [tap for tap in shared if not wanted.isdisjoint(tap)]
         # A product holds its pass, its seed, and its rows in two layouts.
         size = [tap[0].gradient for tap in (*batch.taps, *rows, *rows)]
-        limit = workspace // (held + sum(map(_bytes, size)))
+        room = meter.fit(held + sum(map(_bytes, size)))
         products = partial(_tapped, gradient, batch.taps, rows)
-        for numbers, found in stacks(products, batch.seeds, batch.columns, limit, progress):
+        for numbers, found in stacks(products, batch.seeds, batch.columns, room, progress, meter.product):
             M = {row: stack for tap, stack in zip(rows, found, strict=True) for row in tap}
             for tap, own, place in batch.members(numbers):
                 for columns in tap:
@@ -246,8 +243,7 @@ def _jacobians(
     answer: Answer,
     layers: Sequence[Layer],
     layer: Layer,
-    gradient: Gradient,
-    workspace: int,
+    meter: Meter,
     held: int,
     progress: Progress,
 ) -> dict[Layer, Tensor]:
@@ -258,11 +254,12 @@ def _jacobians(
     input = layer.call.input
     held += _bytes(input) + sum(_bytes(other.gradient) for other in before)
     made_of = stacks(
-        lambda seed: gradient.moved(layer, seed, before),
+        lambda seed: meter.gradient.moved(layer, seed, before),
         layer.input_seeds,
         layer.inputs,
-        workspace // held,
+        meter.fit(held),
         progress,
+        meter.product,
     )
     rows = zip(*(found for _, found in made_of), strict=True)
     return {other: layer.jacobian(other, torch.cat(parts)) for other, parts in zip(before, rows, strict=True)}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hesse.runtime.chunks import ChunkSize
 from hesse.runtime.progress import Progress
+from hesse.runtime.room import Room
 
 
 def batched(
@@ -46,16 +47,21 @@ def stacks(
     product: Callable[[Tensor], Sequence[Tensor]],
     seeds: Callable[[range], Tensor],
     total: int,
-    limit: int,
+    room: Room,
     progress: Progress,
+    expected: float,
 ) -> Iterator[tuple[range, Sequence[Tensor]]]:
-    """`product` for `total` seeds, in chunks of at most `limit`; what is done with a chunk is in its time."""
-    chunks, start = ChunkSize(limit, total), 0
+    """`product` for `total` seeds, in chunks; what is done with a chunk is in its time.
+
+    `expected`: seconds that a product takes.
+    """
+    chunks, start = ChunkSize(room, total, expected), 0
     while start < total:
         numbers = range(start, min(start + chunks.size, total))
-        some = seeds(numbers)
-        began = clock(some)
-        found = batched(product, [some], chunks)
+        with room.watched(len(numbers)):
+            some = seeds(numbers)
+            began = clock(some)
+            found = batched(product, [some], chunks)
         if found is None:
             continue
         yield numbers, found

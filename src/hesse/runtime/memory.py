@@ -34,16 +34,32 @@ class Budget:
     def __init__(self, memory: int | str | None, device: torch.device) -> None:
         self._device = device
         self.total = free(device) // 2 if memory is None else parse(memory)
-        self._before = self._in_use()
+        self._before = self.in_use()
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the budget that are in use."""
+        return max(0, self.in_use() - self._before)
 
     def left(self) -> int:
         """Bytes of the budget that are not in use yet."""
-        return self.total - max(0, self._in_use() - self._before)
+        return self.total - self.taken
 
-    def _in_use(self) -> int:
+    def in_use(self) -> int:
+        """Bytes in use, by whomever."""
         if self._device.type == "cuda":
             return torch.cuda.memory_allocated(self._device)
         return int(_process(os.getpid()).memory_info().rss)
+
+
+def highest() -> int:
+    """The most bytes that this process has ever had in memory; zero where the system does not tell."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+) kB", text)
+    return 1024 * int(found[1]) if found else 0
 
 
 @cache

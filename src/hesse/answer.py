@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from hesse import planning
 from hesse.certificate import Autograd, Certificate, Route
 from hesse.cost import Meter
@@ -23,6 +25,7 @@ from hesse.problem import Problem
 from hesse.runtime.memory import Budget, show
 from hesse.runtime.progress import Progress, ProgressOption
 from hesse.runtime.random_state import random_state_kept
+from hesse.selection import Part
 from hesse.work import Work
 
 
@@ -35,6 +38,7 @@ class Options:
     memory: int | str | None = None
     progress: ProgressOption = None
     full_output: bool = False
+    flat: bool = False
 
     def __post_init__(self) -> None:
         if self.check not in (True, False, "differences"):
@@ -51,6 +55,9 @@ class Result:
         certificate: what the check found; None with `check=False`.
         passes: Hessian-vector products taken, those of the check included.
         seconds: wall-clock time.
+        names: what each tensor is called, in the order of the inputs; in that order their coordinates follow
+            each other in a flat answer.
+        shapes: the tensors' shapes.
     """
 
     value: Any
@@ -58,6 +65,8 @@ class Result:
     certificate: Certificate | None
     passes: int
     seconds: float
+    names: tuple[str, ...] = ()
+    shapes: tuple[torch.Size, ...] = ()
 
 
 def answer(
@@ -67,14 +76,18 @@ def answer(
     pack: Callable[[list[Any]], Any],
     create_graph: bool = False,
     strict: bool = False,
+    part: Part | None = None,
 ) -> Any:
-    """Answer "hessian", "blocks" or "diagonal"; `pack` makes the caller's container of the parts."""
+    """Answer "hessian", "blocks" or "diagonal"; `pack` makes the caller's container of the parts.
+
+    `part`: of a Hessian, the rows and columns that are asked for.
+    """
     began = time.perf_counter()
     if not problem.tensors:
         nothing = _nothing(question)
         return Result(pack([]), nothing, None, 0, 0.0) if options.full_output else pack([])
-    whole = _whole(question, problem, options.method, create_graph)
-    size = planning.answer_bytes(question, problem)
+    whole = _whole(question, problem, options.method, create_graph, part)
+    size = _size(question, problem, options, part)
     budget = _budget(question, problem, options, size)
     progress = Progress(options.progress)
     with (
@@ -92,26 +105,35 @@ def answer(
         route = None if trouble else _route(options.check, problem, gradient)
         meter = Meter(gradient, budget, size)
         check = route is not None
-        plan = planning.make(question, problem, meter, options.method, check, _refused(whole), brief=True)
-        work = Work(question, problem, meter, progress, route, create_graph)
+        refused = _refused(whole)
+        plan = planning.make(question, problem, meter, options.method, check, refused, True, part)
+        work = Work(question, problem, meter, progress, route, create_graph, part)
         parts, certificate, plan = work.certified(plan)
     passes = progress.done + (certificate.probes if certificate else 0)
     value = pack(parts)
     if not options.full_output:
         return value
-    return Result(value, plan, certificate, passes, time.perf_counter() - began)
+    shapes = tuple(tensor.shape for tensor in problem.tensors)
+    return Result(value, plan, certificate, passes, time.perf_counter() - began, problem.names, shapes)
 
 
-def plan_for(question: str, problem: Problem, options: Options) -> Plan:
+def plan_for(question: str, problem: Problem, options: Options, part: Part | None = None) -> Plan:
     """The plan for "hessian", "blocks" or "diagonal", without the answer."""
     if not problem.tensors:
         return _nothing(question)
-    whole = _whole(question, problem, options.method, create_graph=False)
-    size = planning.answer_bytes(question, problem)
+    whole = _whole(question, problem, options.method, create_graph=False, part=part)
+    size = _size(question, problem, options, part)
     budget = _budget(question, problem, options, size)
     with random_state_kept(), _looked_at(problem, budget, structure=True) as gradient:
         meter = Meter(gradient, budget, size)
-        return planning.make(question, problem, meter, options.method, bool(options.check), _refused(whole))
+        check, refused = bool(options.check), _refused(whole)
+        return planning.make(question, problem, meter, options.method, check, refused, False, part)
+
+
+def _size(question: str, problem: Problem, options: Options, part: Part | None) -> int:
+    """Bytes of the answer; a flat one of several tensors is joined from parts that are there beside it."""
+    joined = options.flat and len(problem.tensors) > 1
+    return planning.answer_bytes(question, problem, part) * (1 + joined)
 
 
 def _budget(question: str, problem: Problem, options: Options, size: int) -> Budget:
@@ -171,11 +193,13 @@ def _refused(whole: str | None) -> dict[str, str]:
     return {} if whole is None else dict.fromkeys(set(planning.METHODS) - {"dense"}, whole)
 
 
-def _whole(question: str, problem: Problem, method: str | Plan, create_graph: bool) -> str | None:
+def _whole(
+    question: str, problem: Problem, method: str | Plan, create_graph: bool, part: Part | None
+) -> str | None:
     """Why the function is taken as a whole, without a look at its structure."""
     name = planning.wanted(method)
     if isinstance(method, Plan):
-        method.require_fit(question, problem)
+        method.require_fit(question, problem, part)
     if create_graph:
         return "create_graph=True keeps every step on one graph"
     return "not asked for" if name == "dense" else None

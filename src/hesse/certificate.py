@@ -100,7 +100,7 @@ class Autograd:
         for shifts in roundings(self._gradient):
             with self._problem.moved(shifts) as near, evaluated(near) as evaluation:
                 product = Gradient(evaluation).product(probe.signs, probe.rows, probe.columns)
-            found.append(distance(product, exact))
+            found.append(distance(probe.own(product), exact))
         self.products += len(found)
         return max(found)
 
@@ -119,9 +119,9 @@ class Autograd:
         one, other = self._product(probe, some), self._product(probe, rest)
         return distance([a + b for a, b in zip(one, other, strict=True)], exact)
 
-    def _product(self, probe: Probe, vectors: Sequence[Tensor]) -> list[Tensor]:
+    def _product(self, probe: Probe, vectors: Sequence[Tensor]) -> Sequence[Tensor]:
         self.products += 1
-        return self._gradient.product(vectors, probe.rows, probe.columns)
+        return probe.own(self._gradient.product(vectors, probe.rows, probe.columns))
 
 
 def certify(route: Route, probes: Sequence[Probe]) -> Certificate:

@@ -42,6 +42,10 @@ class Cost:
             self.seconds + other.seconds,
         )
 
+    def scaled(self, share: float) -> Cost:
+        """A share of the work, in as much memory."""
+        return Cost(int(self.passes * share), self.flops * share, self.bytes, self.seconds * share)
+
 
 @dataclass(frozen=True)
 class Rates:

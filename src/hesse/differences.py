@@ -64,7 +64,7 @@ class Differences:
     def exact(self, probe: Probe) -> Sequence[Tensor]:
         """See `certificate.Route`."""
         self._last = self.along(probe.signs, probe.rows, probe.columns)
-        return self._last.parts
+        return probe.own(self._last.parts)
 
     def allowance(self, probe: Probe, exact: Sequence[Tensor], scale: float) -> float:
         """See `certificate.Route`.

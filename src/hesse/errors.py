@@ -4,6 +4,7 @@ Every error is a `HesseError` and also what torch or Python raises in the same p
 written for `torch.autograd.functional` keeps catching it.
 """
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -97,4 +98,4 @@ def warn(category: type[HesseWarning], message: str) -> None:
 
 
 def _is_ours(file: str) -> bool:
-    return file.startswith(_PACKAGE) or _COMPILER in file
+    return file.startswith(_PACKAGE) or file == contextlib.__file__ or _COMPILER in file

@@ -132,10 +132,10 @@ class Layer:
         every = torch.arange(numbers.start, numbers.stop, device=self.gradient.device)
         return every // self.positions, every % self.positions
 
-    def seeds(self, numbers: range) -> Tensor:
+    def seeds(self, numbers: Sequence[int]) -> Tensor:
         """One-hot columns for all samples, [c, *z.shape]."""
-        places = self._places.permute(1, 2, 0).flatten()[numbers.start : numbers.stop]
-        return self._one_hot(places, self._output_shape)
+        places = self._places.permute(1, 2, 0).flatten()
+        return self._one_hot(places[torch.tensor(numbers, device=places.device)], self._output_shape)
 
     def input_seeds(self, numbers: range) -> Tensor:
         """One-hot elements of the input for all samples, [c, *input.shape]."""

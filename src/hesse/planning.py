@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -14,9 +14,12 @@ from hesse.errors import ArgumentError
 from hesse.gradient import Gradient
 from hesse.layers import Layer
 from hesse.methods import dense, sweep_cost, sweep_route, taps
+from hesse.option import Option
 from hesse.parameters import Entry
+from hesse.planning_part import dense_part, taps_part
 from hesse.problem import Problem
 from hesse.runtime.memory import show
+from hesse.selection import Part
 from hesse.structure import NoStructure, sought
 
 METHODS = ("sweep", "taps", "dense")
@@ -82,6 +85,7 @@ class Plan:
         seconds: predicted time, scaled by the time of one gradient of this function.
         estimates: the same for every method.
         shares: the method of every tensor.
+        part: how many rows and columns of a Hessian are asked for, if not all.
     """
 
     question: str
@@ -95,17 +99,24 @@ class Plan:
     seconds: float
     estimates: tuple[Estimate, ...]
     shares: tuple[Share, ...]
+    part: tuple[int, int] | None = None
 
     def by(self, method: str) -> frozenset[int]:
         """Indices of the tensors that a method answers."""
         return frozenset(i for i, share in enumerate(self.shares) if share.method == method)
 
-    def require_fit(self, question: str, problem: Problem) -> None:
-        """Raise where the plan was made for another question or other tensors."""
+    def require_fit(self, question: str, problem: Problem, part: Part | None = None) -> None:
+        """Raise where the plan was made for another question or part of it, or for other tensors."""
         if question != self.question:
             raise ArgumentError(
                 f"method is a plan for the {self.question}, met the {question}; make one with "
                 f"hesse.plan({question!r}, ...)"
+            )
+        if self.part != (None if part is None else part.size):
+            what = "all" if self.part is None else "{:,} rows and {:,} columns".format(*self.part)
+            raise ArgumentError(
+                f"method is a plan for {what} of the hessian; make one with hesse.plan, with the same rows "
+                f"and columns"
             )
         planned = [(share.shape, share.dtype) for share in self.shares]
         if planned != [(tensor.shape, tensor.dtype) for tensor in problem.tensors]:
@@ -116,8 +127,9 @@ class Plan:
     def __str__(self) -> str:
         """A table of the methods, the choice, and the tensors."""
         count = sum(share.shape.numel() for share in self.shares)
+        some = "" if self.part is None else "{:,} rows and {:,} columns of the ".format(*self.part)
         lines = [
-            f"{self.question} of {count:,} coordinates in {len(self.shares)} tensors; "
+            f"{some}{self.question} of {count:,} coordinates in {len(self.shares)} tensors; "
             f"the answer takes {show(self.answer_bytes)}",
             "",
             _METHOD_ROW.format("method", "passes", "FLOPs", "peak memory", "seconds"),
@@ -160,27 +172,6 @@ def wanted(method: str | Plan) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class _Option:
-    """A way to answer the whole question: some tensors by a method, the others by dense.
-
-    Attributes:
-        method: its name.
-        cost: of everything but the check.
-        shares: for the tensors that the method answers, how.
-        pieces: the tensors whose blocks are checked by one product each.
-        reason: what to say of it.
-        left: why it does not answer the others, where that is known.
-    """
-
-    method: str
-    cost: Cost
-    shares: Mapping[int, str]
-    pieces: Sequence[int]
-    reason: str
-    left: Mapping[int, str] = field(default_factory=dict)
-
-
 def make(
     question: str,
     problem: Problem,
@@ -189,6 +180,7 @@ def make(
     check: bool,
     refused: Mapping[str, str] | None = None,
     brief: bool = False,
+    part: Part | None = None,
 ) -> Plan:
     """Compare the methods and choose; nothing is differentiated twice.
 
@@ -200,11 +192,12 @@ def make(
         check: count the check.
         refused: methods that are out of the question, and why.
         brief: do not look into methods that could hardly save the time of the look.
+        part: of a Hessian, the rows and columns.
     """
     name = wanted(method)
     gradient = meter.gradient
-    size = answer_bytes(question, problem)
-    found: dict[str, _Option | str] = dict(refused or {})
+    size = answer_bytes(question, problem, part)
+    found: dict[str, Option | str] = dict(refused or {})
     settled = False
     for other in METHODS:
         if other not in found:
@@ -213,12 +206,12 @@ def make(
             if settled and name == "auto":
                 found[other] = "not looked into: it could hardly save the time of the look"
             elif sought and not settled:
-                found[other] = _option(other, question, problem, meter, planned)
+                found[other] = _option(other, question, problem, meter, planned, part)
             else:
                 found[other] = "not asked for"
         if brief and name in ("auto", other):
             settled |= _settles(found[other], meter, asked=name == other)
-    options = {way: option for way, option in found.items() if isinstance(option, _Option)}
+    options = {way: option for way, option in found.items() if isinstance(option, Option)}
     if isinstance(method, Plan):
         missing = method.by(name) - options[name].shares.keys() if name in options else method.by(name)
         if missing and name != "dense":
@@ -236,7 +229,8 @@ def make(
     # A method that is asked for and does not apply gives way to the best that does.
     best = name if name in options else min(fitting, key=seconds.__getitem__)
     chosen = options[best]
-    refusals = [found[way] for way in (name, *found) if isinstance(found.get(way), str) and way != "dense"]
+    able = [way for way in found if way == name or question != "hessian" or way != "sweep"]
+    refusals = [found[way] for way in (name, *able) if isinstance(found.get(way), str) and way != "dense"]
     without = next(iter(refusals), "")
     return Plan(
         question=question,
@@ -250,33 +244,41 @@ def make(
         seconds=seconds[best],
         estimates=tuple(
             Estimate(way, None, o.cost.passes, o.cost.flops, size + o.cost.bytes, seconds[way])
-            if isinstance(o := found[way], _Option)
+            if isinstance(o := found[way], Option)
             else Estimate(way, o)
             for way in METHODS
         ),
-        shares=tuple(_shares(problem, gradient, chosen)),
+        shares=tuple(_shares(problem, gradient, chosen, part)),
+        part=None if part is None else part.size,
     )
 
 
 def _option(
-    name: str, question: str, problem: Problem, meter: Meter, planned: Collection[int] | None
-) -> _Option | str:
+    name: str,
+    question: str,
+    problem: Problem,
+    meter: Meter,
+    planned: Collection[int] | None,
+    part: Part | None,
+) -> Option | str:
     """What a method offers, or why it does not apply."""
     if name == "dense":
-        return _dense(question, problem, meter)
+        return _dense(question, problem, meter) if part is None else dense_part(part, meter)
     try:
         with sought():
+            if name == "taps" and part is not None:
+                return taps_part(part, problem, meter, planned)
             return (_sweep if name == "sweep" else _taps)(question, problem, meter, planned)
     except NoStructure as error:
         return str(error)
 
 
-def _settles(option: _Option | str, meter: Meter, asked: bool) -> bool:
+def _settles(option: Option | str, meter: Meter, asked: bool) -> bool:
     """Does a method answer everything without products, and asked for, or so fast that those do not matter?
 
     In about the time that was spent already, or in less than they take in any case.
     """
-    if not isinstance(option, _Option) or option.cost.passes:
+    if not isinstance(option, Option) or option.cost.passes:
         return False
     seconds = option.cost.seconds
     return asked or (
@@ -285,14 +287,14 @@ def _settles(option: _Option | str, meter: Meter, asked: bool) -> bool:
     )
 
 
-def _dense(question: str, problem: Problem, meter: Meter) -> _Option:
+def _dense(question: str, problem: Problem, meter: Meter) -> Option:
     costs = dense.costs(question, meter, meter.workspace)
-    return _Option(
+    return Option(
         "dense", total(costs.values()), {}, list(costs), "one product per coordinate, right for any function"
     )
 
 
-def _taps(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option | str:
+def _taps(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> Option | str:
     why_not, layers = taps.usable(question, meter.gradient)
     if why_not:
         return meter.gradient.found.why_not or why_not
@@ -309,7 +311,7 @@ def _taps(question: str, problem: Problem, meter: Meter, planned: Collection[int
             uses.setdefault(i, []).append(layer)
     joined = {layer.call.weight for layer in layers} if question == "diagonal" else set(uses)
     count = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
-    return _Option(
+    return Option(
         "taps",
         taps.cost(question, layers, meter) + total(cost for i, cost in beside.items() if i not in uses),
         {i: _by_taps(i, those, problem.sizes[i]) for i, those in uses.items()},
@@ -338,7 +340,7 @@ def _paying(question: str, layers: Sequence[Layer], beside: Mapping[int, Cost], 
     return kept
 
 
-def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> _Option | str:
+def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[int] | None) -> Option | str:
     gradient = meter.gradient
     if question == "hessian":
         return "gives diagonals and blocks, not the full Hessian"
@@ -363,7 +365,7 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
     count = "1 call" if len(way.steps) == 1 else f"{len(way.steps)} calls"
     unknown = f", {', '.join(walk.taken.unknown)} by autograd" if walk.taken.unknown else ""
     chunks = f", in {walk.taken.chunks} chunks of {walk.taken.size} samples" if walk.taken.chunks > 1 else ""
-    return _Option(
+    return Option(
         "sweep",
         walk.cost + total(beside.values()),
         {
@@ -446,16 +448,19 @@ def _others(problem: Problem, beside: Mapping[int, Cost], taken: Collection[int]
     return f"; the other {rest:,} coordinates take one product each" if rest else ""
 
 
-def _check(question: str, meter: Meter, option: _Option) -> Cost:
+def _check(question: str, meter: Meter, option: Option) -> Cost:
     """One product for the full Hessian, otherwise one for every piece that is computed by itself."""
     pieces = option.pieces[:1] if question == "hessian" else option.pieces
     return total(meter.products(1, 0, meter.gradient.made(i), 0, limit=1) for i in pieces)
 
 
-def _shares(problem: Problem, gradient: Gradient, chosen: _Option) -> Iterator[Share]:
+def _shares(problem: Problem, gradient: Gradient, chosen: Option, part: Part | None) -> Iterator[Share]:
     others = gradient.curved_beside(chosen.shares)
+    asked = range(len(problem.tensors)) if part is None else part.tensors
     for i, (name, tensor) in enumerate(zip(problem.names, problem.tensors, strict=True)):
-        if i in chosen.shares:
+        if i not in asked:
+            method, why = "none", "not asked for"
+        elif i in chosen.shares:
             method, why = chosen.method, chosen.shares[i]
         elif i not in others:
             method, why = "zero", "the function is linear in it, or does not depend on it"
@@ -465,8 +470,13 @@ def _shares(problem: Problem, gradient: Gradient, chosen: _Option) -> Iterator[S
         yield Share(name, tensor.shape, tensor.dtype, method, why)
 
 
-def answer_bytes(question: str, problem: Problem) -> int:
+def answer_bytes(question: str, problem: Problem, part: Part | None = None) -> int:
     """Memory of the answer."""
+    if part is not None:
+        columns = part.columns.chosen
+        return part.rows.count * sum(
+            len(c.numbers) * problem.tensors[c.tensor].dtype.itemsize for c in columns
+        )
     widths = [tensor.dtype.itemsize for tensor in problem.tensors]
     sizes = problem.sizes
     row = sum(size * width for size, width in zip(sizes, widths, strict=True))

@@ -20,6 +20,7 @@ class Probe:
         signs: the vector, one tensor for each of `rows`.
         computed: signs times block, one tensor for each of `columns`.
         norm: Frobenius norm of the block; the product itself may cancel to almost nothing.
+        among: the coordinates of each column tensor that the block has, if it has not all.
     """
 
     rows: Sequence[int]
@@ -27,6 +28,13 @@ class Probe:
     signs: Sequence[Tensor]
     computed: Sequence[Tensor]
     norm: float
+    among: Sequence[Tensor] | None = None
+
+    def own(self, products: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the block has of products by whole tensors."""
+        if self.among is None:
+            return products
+        return [part.flatten()[numbers] for part, numbers in zip(products, self.among, strict=True)]
 
 
 def random_signs(like: Sequence[Tensor]) -> list[Tensor]:

@@ -153,7 +153,7 @@ class Problem:
 
     def flat(self, values: Sequence[Tensor], lead: int = 0) -> Tensor:
         """One value per tensor, each behind `lead` other dimensions, as one: [*lead, P]."""
-        parts = [value.flatten(lead) if value.dim() > lead else value.unsqueeze(lead) for value in values]
+        parts = [value.reshape((*value.shape[:lead], -1)) for value in pytree.tree_leaves(self.pack(values))]
         return torch.cat(parts, lead) if parts else torch.zeros(0)
 
     def _flat(self, argument: str, container: Any) -> list[Tensor]:

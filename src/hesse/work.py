@@ -16,12 +16,15 @@ from hesse.errors import CertificateWarning, DerivativeWarning, NonFiniteWarning
 from hesse.evaluation import calls_of
 from hesse.gradient import Gradient, on_the_graph
 from hesse.methods import dense, sweep, sweep_cost, sweep_route, taps
+from hesse.partial import Partial, split
 from hesse.planning import Plan
 from hesse.probe import Probe
 from hesse.problem import Problem
 from hesse.runtime.progress import Progress
+from hesse.selection import Part
 from hesse.structure import NoStructure, sought
 from hesse.suspects import suspects
+from hesse.tapped_part import LayerPart
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Work:
         progress: is told of every pass.
         route: makes what answers are certified by; None without a check.
         create_graph: keep all on the graph.
+        part: of a Hessian, the rows and columns.
     """
 
     question: str
@@ -43,6 +47,7 @@ class Work:
     progress: Progress
     route: Callable[[], Route] | None
     create_graph: bool
+    part: Part | None = None
 
     @property
     def gradient(self) -> Gradient:
@@ -78,7 +83,8 @@ class Work:
         return dense.ways(self.question, self.gradient)
 
     def _plan(self, method: str, refused: Mapping[str, str]) -> Plan:
-        return planning.make(self.question, self.problem, self.meter, method, bool(self.route), refused)
+        check = self.route is not None
+        return planning.make(self.question, self.problem, self.meter, method, check, refused, part=self.part)
 
     def _certificate(self, probes: list[Probe]) -> Certificate | None:
         return None if self.route is None else certify(self.route(), probes)
@@ -135,6 +141,9 @@ class Work:
         """The planned tensors by the plan's method, all others by one product per coordinate."""
         check = self.route is not None
         self.progress.expect(plan.passes)
+        if self.part is not None:
+            found = self._part(self.part, plan, way)
+            return found.parts(), found.probes() if check else []
         known: Mapping[Any, Tensor] = {}
         probes: list[Probe] = []
         if plan.by("taps"):
@@ -155,6 +164,27 @@ class Work:
             known,
         )
         return outcome.parts, [*probes, *outcome.probes]
+
+    def _part(self, part: Part, plan: Plan, way: dense.Way) -> Partial:
+        """Some rows and columns of the Hessian."""
+
+        def products(rows: dense.Numbers, columns: dense.Numbers) -> dict[tuple[int, int], Tensor]:
+            return dense.rows(rows, columns, self.meter, way, self.progress, self.create_graph)
+
+        def transposed(matrices: Mapping[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
+            return {(j, i): matrix.T for (i, j), matrix in matrices.items()}
+
+        if not plan.by("taps"):
+            rows, columns, turned = dense.turned(part.rows.numbers, part.columns.numbers, self.gradient)
+            found = products(rows, columns)
+            return Partial(self.gradient, part, transposed(found) if turned else found)
+        _, layers = taps.usable("hessian", self.gradient)
+        usable = {i for layer in layers for i in layer.tensors}
+        rows, columns, rest, beside = split(part, plan.by("taps"), usable)
+        tapped = LayerPart(layers, rows, columns)
+        taps.run_part(tapped, layers, self.meter, self.progress)
+        found = tapped.blocks() | products(rest, part.columns.numbers) | transposed(products(beside, rows))
+        return Partial(self.gradient, part, found)
 
     def _swept(self, leaves: frozenset[int], check: bool) -> tuple[Mapping[Any, Tensor], list[Probe]]:
         tape = self.gradient.tape

@@ -118,31 +118,68 @@ def run(
     found = {key if isinstance(key, int) else key[0] for key in known}
     rows = [i for i in gradient.curved_beside(found) if gradient.leaves[i].numel()]
     answer = _ANSWERS[question](gradient, way, create_graph, rows, known)
-    if rows:
-        _fill(answer, rows, question, meter, way, progress, create_graph)
+    _fill(answer, {i: _all(gradient, i) for i in rows}, _width(question, gradient), meter, way, progress)
     parts = answer.finish()
     return Outcome(parts, answer.probes() if check else [])
 
 
-def _fill(
-    answer: _Answer,
-    rows_of: Sequence[int],
-    question: str,
+def rows(
+    part: Numbers,
+    columns: Numbers,
     meter: Meter,
     way: Way,
     progress: Progress,
-    create_graph: bool,
-) -> None:
-    """Give the answer the rows of some tensors, in chunks."""
+    create_graph: bool = False,
+) -> dict[tuple[int, int], Tensor]:
+    """Some rows of the Hessian by some columns, as matrices by the tensors of both; none where it is zero.
+
+    `part` and `columns`: numbers of coordinates, by their tensor.
+    """
     gradient = meter.gradient
-    sizes = {i: gradient.leaves[i].numel() for i in rows_of}
-    width = _width(question, gradient)
+    answer = _Part(gradient, part, columns, create_graph)
+    own = {i: numbers for i, numbers in part.items() if i in gradient.curved}
+    width = sum(gradient.leaves[j].numel() * gradient.leaves[j].dtype.itemsize for j in columns)
+    if own and answer.by:
+        _fill(answer, own, width, meter, way, progress)
+    return answer.finish()
+
+
+Numbers = Mapping[int, Tensor]
+"""Of coordinates, by their tensor."""
+
+
+def turned(rows: Numbers, columns: Numbers, gradient: Gradient) -> tuple[Numbers, Numbers, bool]:
+    """Rows and columns, exchanged where the Hessian is symmetric and that takes fewer products."""
+    one, other = (sum(map(len, side.values())) for side in (rows, columns))
+    return (columns, rows, True) if gradient.symmetric and other < one else (rows, columns, False)
+
+
+def _all(gradient: Gradient, index: int) -> Tensor:
+    return torch.arange(gradient.leaves[index].numel(), device=gradient.leaves[index].device)
+
+
+def _fill(
+    answer: _Rows,
+    numbers: Mapping[int, Tensor],
+    width: int,
+    meter: Meter,
+    way: Way,
+    progress: Progress,
+) -> None:
+    """Give the answer rows of some tensors, in chunks.
+
+    `numbers`: of the rows' coordinates, by their tensor; `width`: bytes of a row, at most.
+    """
+    gradient = meter.gradient
+    sizes = {i: len(own) for i, own in numbers.items()}
+    if not sizes:
+        return
     # A row exists twice for a moment: as the pass returns it and in the answer's layout.
     room = meter.fit(_column(gradient) + 2 * width)
     if not way.batched:
         room.lower(1)
     chunks = ChunkSize(room, sum(sizes.values()), meter.product)
-    pending = list(rows_of)
+    pending = list(numbers)
     row = 0  # of the first pending tensor
     while pending:
         chunk = _next_chunk(pending, sizes, row, chunks.size)
@@ -151,15 +188,15 @@ def _fill(
         done = last.offset + last.count
         with room.watched(done):
             began = clock(gradient.value)
-            rows = _products(gradient, chunk, columns, chunks, create_graph)
-            if rows is None:  # the chunk was too large, or cannot be batched: now it is smaller
+            found = _products(gradient, chunk, numbers, columns, chunks, answer.create_graph)
+            if found is None:  # the chunk was too large, or cannot be batched: now it is smaller
                 continue
-            for j, block in zip(columns, rows, strict=True):
+            for j, block in zip(columns, found, strict=True):
                 for piece in chunk:
                     answer.store(piece, j, block[piece.offset : piece.offset + piece.count])
             seconds = clock(gradient.value) - began
-            del rows
-        room.keep(done * (1 if question == "diagonal" else width))
+            del found
+        room.keep(done * answer.kept)
         chunks.report(done, seconds, regime=chunk[0].tensor)
         progress.advance(done)
         row = last.stop if last.stop < sizes[last.tensor] else 0
@@ -194,6 +231,7 @@ def _next_chunk(pending: list[int], sizes: dict[int, int], row: int, limit: int)
 def _products(
     gradient: Gradient,
     chunk: list[Piece],
+    numbers: Mapping[int, Tensor],
     columns: list[int],
     chunks: ChunkSize,
     create_graph: bool,
@@ -203,15 +241,15 @@ def _products(
     rows = [piece.tensor for piece in chunk]
     return batched(
         lambda *vectors: gradient.product(vectors, rows, columns, create_graph),
-        [_one_hot(gradient.leaves[piece.tensor], piece, count) for piece in chunk],
+        [_one_hot(gradient.leaves[piece.tensor], piece, numbers[piece.tensor], count) for piece in chunk],
         chunks,
     )
 
 
-def _one_hot(leaf: Tensor, piece: Piece, count: int) -> Tensor:
+def _one_hot(leaf: Tensor, piece: Piece, numbers: Tensor, count: int) -> Tensor:
     vectors = torch.zeros(count, leaf.numel(), dtype=leaf.dtype, device=leaf.device)
-    rows = vectors[piece.offset : piece.offset + piece.count]
-    rows.diagonal(piece.start).fill_(1)
+    places = torch.arange(piece.offset, piece.offset + piece.count, device=leaf.device)
+    vectors[places, numbers[piece.start : piece.stop]] = 1
     return vectors.view((count, *leaf.shape))
 
 
@@ -232,18 +270,30 @@ class _Buffer:
         return torch.cat(self._pieces) if self._memory is None else self._memory
 
 
-class _Answer(Protocol):
-    """What a question keeps of the rows."""
+class _Rows(Protocol):
+    """What is kept of rows.
 
-    def __init__(
-        self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
-    ) -> None: ...
+    Attributes:
+        create_graph: keep the graph of the rows.
+        kept: bytes of a row that are kept.
+    """
+
+    create_graph: bool
+    kept: int
 
     def columns(self, chunk: list[Piece]) -> list[int]:
         """The tensors by which these rows are needed."""
 
     def store(self, piece: Piece, column: int, rows: Tensor) -> None:
         """Take rows [k, *shape of column]."""
+
+
+class _Answer(_Rows, Protocol):
+    """What a question keeps of the rows."""
+
+    def __init__(
+        self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
+    ) -> None: ...
 
     def finish(self) -> list[Any]:
         """The answer's parts."""
@@ -252,13 +302,51 @@ class _Answer(Protocol):
         """What to certify; called after `finish`."""
 
 
+class _Part:
+    """Some columns of rows.
+
+    Attributes:
+        by: the tensors of the columns.
+    """
+
+    def __init__(
+        self,
+        gradient: Gradient,
+        rows: Mapping[int, Tensor],
+        columns: Mapping[int, Tensor],
+        create_graph: bool,
+    ) -> None:
+        leaves = gradient.leaves
+        self.create_graph, self._columns = create_graph, columns
+        self.by = [j for j in columns if leaves[j].requires_grad]
+        self.kept = sum(len(columns[j]) * leaves[j].dtype.itemsize for j in self.by)
+        self._buffers = {
+            (i, j): _Buffer((len(numbers), len(columns[j])), leaves[j], create_graph)
+            for i, numbers in rows.items()
+            if i in gradient.curved
+            for j in self.by
+        }
+
+    def columns(self, chunk: list[Piece]) -> list[int]:
+        return self.by
+
+    def store(self, piece: Piece, column: int, rows: Tensor) -> None:
+        self._buffers[piece.tensor, column].put(
+            piece.start, rows.reshape(len(rows), -1)[:, self._columns[column]]
+        )
+
+    def finish(self) -> dict[tuple[int, int], Tensor]:
+        return {pair: buffer.result() for pair, buffer in self._buffers.items()}
+
+
 class _Hessian:
     """All blocks [i][j]."""
 
     def __init__(
         self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
     ) -> None:
-        self._leaves, self._symmetric = gradient.leaves, way.symmetric
+        self._leaves, self._symmetric, self.create_graph = gradient.leaves, way.symmetric, create_graph
+        self.kept = _width("hessian", gradient)
         active = [j for j, leaf in enumerate(gradient.leaves) if leaf.requires_grad and leaf.numel()]
         self._found = sorted({i for i, _ in known})  # answered by another method
         self._columns = sorted([*rows, *self._found]) if way.symmetric else active
@@ -317,7 +405,8 @@ class _Blocks:
     def __init__(
         self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
     ) -> None:
-        self._leaves = gradient.leaves
+        self._leaves, self.create_graph = gradient.leaves, create_graph
+        self.kept = _width("blocks", gradient)
         self._buffers = {
             i: _Buffer((self._leaves[i].numel(),) * 2, self._leaves[i], create_graph) for i in rows
         }
@@ -359,7 +448,7 @@ class _Diagonal:
     def __init__(
         self, gradient: Gradient, way: Way, create_graph: bool, rows: list[int], known: Mapping[Any, Tensor]
     ) -> None:
-        self._leaves = gradient.leaves
+        self._leaves, self.create_graph, self.kept = gradient.leaves, create_graph, 0
         self._buffers = {i: _Buffer((self._leaves[i].numel(),), self._leaves[i], create_graph) for i in rows}
         signs = random_signs([self._leaves[i] for i in rows])
         self._signs = dict(zip(rows, signs, strict=True))

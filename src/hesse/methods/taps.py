@@ -25,6 +25,7 @@ from hesse.runtime.graph import made
 from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress
 from hesse.tape.samples import ONE_SAMPLE
+from hesse.tapped_part import LayerPart
 
 Wants = Callable[[Layer, Layer], bool]
 
@@ -152,13 +153,60 @@ def run(answer: Answer, layers: Sequence[Layer], meter: Meter, progress: Progres
                     answer.add(pairs, columns, own, [row.layout(M[row][place]) for row in pairs], J)
 
 
+def run_part(part: LayerPart, layers: Sequence[Layer], meter: Meter, progress: Progress) -> None:
+    """Give a part of the Hessian what it needs of M and J; `layers` in the order of their calls."""
+    held = bytes_per_column([layer.gradient for layer in layers])
+    jacobians = {layer: _jacobians(part, layers, layer, meter, held, progress) for layer in layers}
+    columns = list(part.columns)
+    for row, owned in part.rows.items() if columns else ():
+        numbers = owned.columns
+        room = meter.fit(held + _bytes(row.gradient) + 2 * sum(_bytes(layer.gradient) for layer in columns))
+        products = partial(_tapped, meter.gradient, [[row]], [[layer] for layer in columns])
+        seeds = partial(_seeds_of, row, numbers)
+        for some, found in stacks(products, seeds, len(numbers), room, progress, meter.product):
+            own = numbers[some.start : some.stop]
+            for column, stack in zip(columns, found, strict=True):
+                moved = _columns_of(jacobians[column].get(row), column, own)
+                part.add(row, column, own, column.layout(stack), moved)
+        for column in columns:
+            moves = jacobians[row].get(column)
+            if moves is not None:
+                part.add_moves(row, column, row.jacobian_columns(moves))
+
+
+def _seeds_of(layer: Layer, numbers: Sequence[int], some: range) -> list[Tensor]:
+    """One-hot columns of one tap, [c, 1, *z.shape]."""
+    return [layer.seeds(numbers[some.start : some.stop]).unsqueeze(1)]
+
+
+def cost_of_part(part: LayerPart, layers: Sequence[Layer], meter: Meter) -> Cost:
+    """What `run_part` takes."""
+    costs = []
+    for layer in layers:
+        before = _before(part.wants, layers, layer)
+        held = meter.column + sum(_bytes(other.gradient) for other in (layer, *part.columns))
+        if layer in part.rows and part.columns:
+            count = len(part.rows[layer].columns)
+            tap = made(layer.call.output.edge.node)
+            costs.append(meter.products(count, tap, made(layer.gradient.grad_fn), held))
+            work = total(_work(column, layer, True, meter) for column in part.columns)
+            costs.append(work.scaled(count / layer.columns))
+        if before:
+            first = min(made(other.call.output.edge.node) for other in before)
+            costs.append(meter.backwards(layer.inputs, first, made(layer.call.input.grad_fn), held))
+    return total(costs)
+
+
 def _pair(wants: Wants, rows: Layer, columns: Layer) -> bool:
     """Is the block between two layers made by columns of this one?"""
     return rows.call.order >= columns.call.order and wants(rows, columns)
 
 
-def _columns_of(jacobian: Tensor | None, row: Layer, numbers: range) -> Tensor | None:
-    return None if jacobian is None else row.jacobian_columns(jacobian[numbers.start : numbers.stop])
+def _columns_of(jacobian: Tensor | None, row: Layer, numbers: Sequence[int]) -> Tensor | None:
+    if jacobian is None:
+        return None
+    own = slice(numbers.start, numbers.stop) if isinstance(numbers, range) else list(numbers)
+    return row.jacobian_columns(jacobian[own])
 
 
 Tap = list[Layer]
@@ -208,13 +256,13 @@ class _Batch:
             place = slice(first - numbers.start, last - numbers.start)
             yield self.taps[k], range(first - k * each, last - k * each), place
 
-    def seeds(self, numbers: range) -> Tensor:
+    def seeds(self, numbers: range) -> list[Tensor]:
         """One-hot columns, [c, taps, *z.shape]."""
         gradient = self.taps[0][0].gradient
         seeds = gradient.new_zeros(len(numbers), len(self.taps), *gradient.shape)
         for tap, own, place in self.members(numbers):
             seeds[place, self.taps.index(tap)] = tap[0].seeds(own)
-        return seeds
+        return [seeds]
 
 
 def _batches(taps: Iterable[Tap]) -> list[_Batch]:
@@ -240,7 +288,7 @@ def _before(wants: Wants, layers: Sequence[Layer], layer: Layer) -> list[Layer]:
 
 
 def _jacobians(
-    answer: Answer,
+    answer: Answer | LayerPart,
     layers: Sequence[Layer],
     layer: Layer,
     meter: Meter,
@@ -255,7 +303,7 @@ def _jacobians(
     held += _bytes(input) + sum(_bytes(other.gradient) for other in before)
     made_of = stacks(
         lambda seed: meter.gradient.moved(layer, seed, before),
-        layer.input_seeds,
+        lambda numbers: [layer.input_seeds(numbers)],
         layer.inputs,
         meter.fit(held),
         progress,

@@ -22,10 +22,11 @@ def hessian_diagonal(
     strict: bool = False,
     *,
     method: str | Plan = "auto",
-    check: bool = True,
+    check: bool | str = True,
     memory: int | str | None = None,
     progress: ProgressOption = None,
     full_output: bool = False,
+    flat: bool = False,
 ) -> Any:
     r"""The diagonal of the Hessian, $\partial^2 f / \partial x_i^2$ for every coordinate.
 
@@ -34,9 +35,13 @@ def hessian_diagonal(
     This is not the row sum that `grad(grad(f, x), x, ones)` gives.
 
     Args:
-        func: a closure `func()` over the tensors in `params`, or a function `func(*params)`.
-        params: a tensor, or a tuple, list or dict of tensors, nested as you like.
-        v: multiplies elementwise: the result is $v_i H_{ii}$. Shaped like `params`.
+        func: a closure `func()` over the tensors in `params`, which is what it is taken for wherever it can
+            be called with nothing (defaults, `*args`, a partial function, a module without arguments); or a
+            function `func(*params)`.
+        params: a tensor, or a tuple, list or dict of tensors, nested as you like; what gives them one by one
+            (`model.parameters()`, `ParameterList`, `values()` of a dict) is a list, and
+            `model.named_parameters()` a dict.
+        v: multiplies elementwise: the result is $v_i H_{ii}$. As many elements for each tensor of `params`.
         create_graph: make a result that can be differentiated again.
         strict: raise where a tensor does not require grad (closure form) or does not influence
             the output; without it its diagonal is zero.
@@ -46,13 +51,15 @@ def hessian_diagonal(
             what it cannot answer takes one product per coordinate; `full_output` says what was done and
             why. Or a `Plan`.
         check: certify, with products by plain autograd: one for every tapped weight and every dense
-            tensor, three for a sweep.
+            tensor, three for a sweep. "differences": see `hessian`.
         memory: see `hessian`.
         progress: see `hessian`.
         full_output: see `hessian`.
+        flat: the answer as one vector [P], with the coordinates in the order of `params`.
 
     Returns:
-        The container of `params` with tensors of the same shapes.
+        The container of `params` with tensors of the same shapes, or a vector. Integer tensors, which have no
+        derivative, and an empty container are allowed, as in torch-secorder, and get zeros, or nothing.
 
     Raises:
         HesseError: see `hessian`.
@@ -66,12 +73,12 @@ def hessian_diagonal(
     """
     problem = from_function(func, params, argument="params", as_secorder=True)
     vectors = None if v is None else problem.unpack("v", v)
-    options = Options(method, check, memory, progress, full_output)
+    options = Options(method, check, memory, progress, full_output, flat)
 
     def pack(diagonals: list[Tensor]) -> Any:
         if vectors is not None:
             diagonals = [d * vector for d, vector in zip(diagonals, vectors, strict=True)]
-        return problem.pack(diagonals)
+        return problem.flat(diagonals) if flat else problem.pack(diagonals)
 
     return answer("diagonal", problem, options, pack, create_graph, strict)
 
@@ -85,10 +92,11 @@ def model_hessian_diagonal(
     strict: bool = False,
     *,
     method: str | Plan = "auto",
-    check: bool = True,
+    check: bool | str = True,
     memory: int | str | None = None,
     progress: ProgressOption = None,
     full_output: bool = False,
+    flat: bool = False,
 ) -> Any:
     r"""The diagonal of the Hessian of `loss_fn(model(inputs), targets)` by the model's parameters.
 
@@ -108,6 +116,7 @@ def model_hessian_diagonal(
         memory: see `hessian`.
         progress: see `hessian`.
         full_output: see `hessian`.
+        flat: the answer as one vector [P].
 
     Returns:
         A list with one tensor for every parameter, in the order and shapes of `model.parameters()`.
@@ -127,5 +136,5 @@ def model_hessian_diagonal(
         True
     """
     problem = from_model(model, loss_fn, inputs, targets)
-    options = Options(method, check, memory, progress, full_output)
-    return answer("diagonal", problem, options, problem.pack, create_graph, strict)
+    options = Options(method, check, memory, progress, full_output, flat)
+    return answer("diagonal", problem, options, problem.flat if flat else problem.pack, create_graph, strict)

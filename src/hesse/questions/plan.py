@@ -11,6 +11,7 @@ from hesse.answer import Options, plan_for
 from hesse.errors import ArgumentError
 from hesse.planning import Plan
 from hesse.problem import from_function
+from hesse.selection import part_of
 
 _ASKED = {
     "hessian": "hessian",
@@ -30,8 +31,12 @@ def plan(
     inputs: Any,
     *,
     method: str | Plan = "auto",
-    check: bool = True,
+    check: bool | str = True,
     memory: int | str | None = None,
+    rows: Any = None,
+    columns: Any = None,
+    square: bool = False,
+    flat: bool = False,
 ) -> Plan:
     r"""How a question would be answered, and what every method would take; nothing is answered.
 
@@ -47,6 +52,10 @@ def plan(
         method: see `hessian`.
         check: count the check in the time.
         memory: see `hessian`.
+        rows: of a Hessian, see there; and so for all that follow.
+        columns: see `hessian`.
+        square: see `hessian`.
+        flat: see `hessian`.
 
     Returns:
         A `Plan`: print it, read its fields, or give it back as `method=` to the question. It is valid for
@@ -71,4 +80,7 @@ def plan(
         raise ArgumentError(f"question must be one of {', '.join(_ASKED)}, met {question!r}")
     diagonal = known == "diagonal"
     problem = from_function(func, inputs, "params" if diagonal else "inputs", as_secorder=diagonal)
-    return plan_for(known, problem, Options(method, check, memory))
+    part = part_of(problem, rows, columns, square, flat)
+    if part is not None and known != "hessian":
+        raise ArgumentError(f"rows, columns and square choose a part of the hessian, met the {known}")
+    return plan_for(known, problem, Options(method, check, memory, flat=flat), part)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ from hesse.finite import first_non_finite, is_finite
 from hesse.gradient import Gradient, on_the_graph, require_influence
 from hesse.problem import Problem, from_function
 from hesse.questions.trace import total
+from hesse.runtime.batches import stacks
+from hesse.runtime.memory import Budget, bytes_per_column
+from hesse.runtime.progress import Progress, ProgressOption
 from hesse.runtime.random_state import random_state_kept
+from hesse.runtime.room import Room
 
 
 def hvp(
@@ -25,20 +30,30 @@ def hvp(
     v: Any = None,
     create_graph: bool = False,
     strict: bool = False,
+    *,
+    memory: int | str | None = None,
+    progress: ProgressOption = None,
+    flat: bool = False,
 ) -> Any:
-    r"""The product of the Hessian with a vector, $H v$, by one double backward.
+    r"""The product of the Hessian with a vector, $H v$, by one double backward; or with many vectors.
 
     Args:
         func: `func(*inputs)` or a closure `func()`, see `hessian`.
         inputs: a tensor, or a tuple, list or dict of tensors, nested as you like.
-        v: the vector, in the same container and shapes as `inputs`.
+        v: the vector, in the same container as `inputs`, with as many elements in every tensor. Many vectors
+            have one more dimension in front, [k, *shape], of the same k for all tensors, and share the
+            function's evaluation; they are taken in batches. May be left out where there is a single element.
         create_graph: make a result that can be differentiated again.
-        strict: raise where an input does not influence the output (closure form: or does not
-            require grad); without it its part of the product is zero.
+        strict: see `hessian`; without it, an input that does not influence the output, or (closure form)
+            does not require grad, has a product of zero.
+        memory: budget for the batches of many vectors, see `hessian`.
+        progress: see `hessian`; for many vectors.
+        flat: `v` is a vector [P], or many as [k, P], with the coordinates in the order of the inputs, and so
+            is the answer.
 
     Returns:
-        $H v$ in the container of `inputs`. The function's value is not returned with it, other than
-        by `torch.autograd.functional.hvp`.
+        $H v$ in the container of `inputs`, for many vectors with the dimension in front. The function's
+        value is not returned with it, other than by `torch.autograd.functional.hvp`.
 
     Raises:
         HesseError: see `hessian`.
@@ -50,11 +65,21 @@ def hvp(
         >>> x, v = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0])
         >>> hesse.hvp(lambda x: x[0] ** 2 * x[1], x, v)
         tensor([4., 2.])
+        >>> hesse.hvp(lambda x: x[0] ** 2 * x[1], x, torch.eye(2))
+        tensor([[4., 2.],
+                [2., 0.]])
     """
     problem = from_function(func, inputs)
     if v is None:
         v = problem.pack(_one(problem))
-    return problem.pack(_product(problem, problem.unpack("v", v), create_graph, strict))
+    elif flat:
+        v = problem.split("v", v)
+    vectors, count = problem.unpack_many("v", v)
+    if count is None:
+        products = _product(problem, vectors, create_graph, strict)
+    else:
+        products = _products(problem, vectors, count, create_graph, strict, memory, progress)
+    return problem.flat(products, lead=int(count is not None)) if flat else problem.pack(products)
 
 
 def second_directional_derivative(
@@ -103,9 +128,55 @@ def _one(problem: Problem) -> list[Tensor]:
 
 
 def _product(problem: Problem, vectors: Sequence[Tensor], create_graph: bool, strict: bool) -> list[Tensor]:
+    """The product with one vector, after which the graph is gone."""
     everything = range(len(vectors))
-    if not vectors:
-        return []
+    with _differentiable(problem, create_graph, strict) as gradient:
+        if gradient is None:
+            return []
+        products = gradient.product(vectors, everything, everything, create_graph, last=True)
+        _finished(problem, gradient, products)
+        return on_the_graph(products, gradient.leaves) if create_graph else products
+
+
+def _products(
+    problem: Problem,
+    vectors: Sequence[Tensor],
+    count: int,
+    create_graph: bool,
+    strict: bool,
+    memory: int | str | None,
+    progress: ProgressOption,
+) -> list[Tensor]:
+    """Products with many vectors, [k, *shape] for every tensor."""
+    everything = range(len(vectors))
+    budget = Budget(memory, problem.tensors[0].device)
+    with Progress(progress) as told, _differentiable(problem, create_graph, strict) as gradient:
+        assert gradient is not None
+        width = sum(vector.nbytes for vector in vectors) // max(1, count)
+        column = bytes_per_column([part for part in gradient.parts if part is not None])
+        room = Room(budget.left() - count * width, column + width, budget.in_use)
+        told.expect(count)
+        made = stacks(
+            lambda *some: gradient.product(some, everything, everything, create_graph),
+            lambda numbers: [vector[numbers.start : numbers.stop] for vector in vectors],
+            count,
+            room,
+            told,
+            expected=gradient.evaluation.seconds,
+        )
+        parts = [list(some) for _, some in made]
+        products = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        products = products or [vector.clone() for vector in vectors]  # of no vectors
+        _finished(problem, gradient, products)
+        return on_the_graph(products, gradient.leaves) if create_graph else products
+
+
+@contextmanager
+def _differentiable(problem: Problem, create_graph: bool, strict: bool) -> Iterator[Gradient | None]:
+    """The gradient for products; None where there is nothing to differentiate by."""
+    if not problem.tensors:
+        yield None
+        return
     with random_state_kept() as random_numbers:
         with evaluated(problem, strict, create_graph) as evaluation:
             gradient = Gradient(evaluation)
@@ -113,13 +184,14 @@ def _product(problem: Problem, vectors: Sequence[Tensor], create_graph: bool, st
             require_graph(problem, gradient, strict, once=True)
             if strict:
                 require_influence(problem, gradient, curved=True)
-            products = gradient.product(vectors, everything, everything, create_graph, last=True)
-            if create_graph:
-                products = on_the_graph(products, gradient.leaves)
-            # A sum is the cheapest test; if it overflows, the second test finds nothing.
-            if not math.isfinite(total(products).item()) and not all(map(is_finite, products)):
-                trouble = first_non_finite(problem, gradient)
-                warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")
+            yield gradient
         if random_numbers.used:  # they may be what the function depends on (dropout)
             require_deterministic(gradient.value, value_of(problem))
-    return products
+
+
+def _finished(problem: Problem, gradient: Gradient, products: Sequence[Tensor]) -> None:
+    """Warn of what is not finite."""
+    # A sum is the cheapest test; if it overflows, the second test finds nothing.
+    if not math.isfinite(total(products).item()) and not all(map(is_finite, products)):
+        trouble = first_non_finite(problem, gradient)
+        warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")

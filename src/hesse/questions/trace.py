@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -22,7 +22,7 @@ def hessian_trace(
     create_graph: bool = False,
     strict: bool = False,
     method: str | Plan = "auto",
-    check: bool = True,
+    check: bool | str = True,
     memory: int | str | None = None,
     progress: ProgressOption = None,
     full_output: bool = False,
@@ -45,7 +45,7 @@ def hessian_trace(
     return answer("diagonal", problem, options, total, create_graph, strict)
 
 
-def total(tensors: list[Tensor]) -> Tensor:
+def total(tensors: Sequence[Tensor]) -> Tensor:
     """The sum over all elements of all tensors, in float32 at least."""
     sums = (t.sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors)
     return reduce(torch.add, sums, torch.zeros(()))

@@ -44,14 +44,14 @@ def batched(
 
 
 def stacks(
-    product: Callable[[Tensor], Sequence[Tensor]],
-    seeds: Callable[[range], Tensor],
+    product: Callable[..., Sequence[Tensor]],
+    seeds: Callable[[range], Sequence[Tensor]],
     total: int,
     room: Room,
     progress: Progress,
     expected: float,
 ) -> Iterator[tuple[range, Sequence[Tensor]]]:
-    """`product` for `total` seeds, in chunks; what is done with a chunk is in its time.
+    """`product` for `total` seeds (some tensors each), in chunks; what is done with a chunk is in its time.
 
     `expected`: seconds that a product takes.
     """
@@ -60,13 +60,13 @@ def stacks(
         numbers = range(start, min(start + chunks.size, total))
         with room.watched(len(numbers)):
             some = seeds(numbers)
-            began = clock(some)
-            found = batched(product, [some], chunks)
+            began = clock(some[0])
+            found = batched(product, some, chunks)
         if found is None:
             continue
         yield numbers, found
         start = numbers.stop
-        chunks.report(len(numbers), clock(some) - began, regime=None)
+        chunks.report(len(numbers), clock(some[0]) - began, regime=None)
         progress.advance(len(numbers))
 
 

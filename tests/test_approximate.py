@@ -46,6 +46,25 @@ def test_elementwise_functions(kind):
     is_exact(lambda u, w: (u.sin() + w**3).square().sum() + (u * data).prod(1).sum(), [x(4, 3)] * 2, kind)
 
 
+MIXED = {
+    "difference": lambda u, w: (u - w).pow(4).sum(),
+    "product": lambda u, w: (u * w).tanh().sum(),
+    "side by side": lambda u, w: torch.cat([u, w]).pow(3).sum(),
+    "softmax": lambda u, w: (F.softmax(w, dim=1, dtype=torch.float64) * u).square().sum(),
+    "norm": lambda u, w: F.layer_norm(u.float(), (3,), w[0], w[1]).pow(3).sum(),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.filterwarnings("ignore:func is given torch.float64")
+def test_tensors_of_two_precisions(name):
+    u, w = x(4, 3), x(2, 3).float() if name == "norm" else x(4, 3).float()
+    found = hesse.approximate_diagonal(MIXED[name], (u, w))
+    assert [part.dtype for part in found] == [torch.float64, torch.float32]
+    for part, whole in zip(found, exact(MIXED[name], (u, w)), strict=True):
+        torch.testing.assert_close(part, whole.to(part), rtol=1e-4, atol=1e-4)
+
+
 LOSSES = {
     "cross entropy": F.cross_entropy,
     "smoothed": lambda out, y: F.cross_entropy(out, y, label_smoothing=0.2, reduction="sum"),
@@ -292,6 +311,7 @@ def test_errors():
     refused = {
         "no call that can be seen": lambda u: Cubed.apply(u).sum(),
         "another result": lambda u: F.dropout(u, 0.5).square().sum(),
+        "fft_rfft computes complex numbers": lambda u: torch.fft.rfft(u).abs().square().sum(),
         "gradients itself": lambda u: torch.autograd.grad((u**3).sum(), u, create_graph=True)[0].sum(),
     }
     for reason, function in refused.items():

@@ -3,16 +3,20 @@
 import json
 import platform
 import stat
+import subprocess
 import sys
 
 import click
 import pytest
 import torch
 from click.testing import CliRunner
+from matplotlib.text import Text
 from safetensors import safe_open
 
 import hesse
 from hesse.cli import main
+from hesse.report.figures import figure_of
+from hesse.report.named import NamedResult
 from oracle import hessian_matrix
 
 MODEL = """
@@ -281,6 +285,24 @@ def test_hessian_larger_than_its_picture(folder):
     assert drawn("hessian.png") > 20
 
 
+@pytest.mark.parametrize(
+    ("question", "ask", "remark"),
+    [
+        ("diagonal", hesse.hessian_diagonal, "2 of 2 not finite"),
+        ("hessian", hesse.hessian, "second derivative  (black: not finite)"),
+        ("trace", hesse.hessian_diagonal, "nan"),
+    ],
+)
+def test_figure_of_what_is_not_finite(question, ask, remark):
+    """No scale is made up: a tick at zero alone, and a word on what is missing."""
+    with pytest.warns(hesse.HesseWarning, match="NaN"):
+        result = ask(lambda u: (u**3).sum() * float("nan"), torch.ones(2), full_output=True)
+    figure = figure_of(NamedResult(question, ["u"], [torch.Size([2])], result))
+    scale = figure.axes[0].child_axes[0].yaxis if question == "hessian" else figure.axes[0].xaxis
+    assert list(scale.get_majorticklocs()) == [0]
+    assert remark in {text.get_text() for text in figure.findobj(Text)}
+
+
 @pytest.mark.parametrize("question", ["diagonal", "hessian", "trace"])
 @pytest.mark.parametrize("func", ["(0 * x * x).sum()", "x.sqrt().sum()", "x[:0].sum()"])
 def test_zero_and_infinite_results_can_be_shown(folder, question, func):
@@ -342,8 +364,12 @@ FORM = "(func, inputs) or (model, loss_fn, inputs, targets)"
         (broken_func("return x * 2"), ["scalar"]),
         (broken_func("return x.sum().item()"), ["must return a tensor"]),
         (broken_func("return (x * torch.rand(2)).sum()"), ["not deterministic"]),
-        (broken_func("raise KeyError('x')"), ["KeyError: 'x'"]),
-        (broken_func("return x @ torch.ones(3)"), ["RuntimeError: "]),
+        (broken_func("raise KeyError('x')"), ["net.py, line 3: KeyError: 'x'"]),
+        (broken_func("return x @ torch.ones(3)"), ["net.py, line 3: RuntimeError: "]),
+        (
+            wrong_return("torch.nn.Linear(3, 2), torch.dot, x, x"),
+            ["the function of TARGET failed: RuntimeError: "],
+        ),
     ],
 )
 def test_error_in_the_target(folder, source, texts):
@@ -380,6 +406,10 @@ def test_error_in_the_target_argument(folder, target, text):
         (["--memory", "lots"], "memory must be"),
         (["--memory", "1B"], "the memory budget is 1 B"),
         (["--out", "nowhere/result"], "cannot write nowhere/result: No such file or directory"),
+        (
+            ["--out", "result.pt"],
+            "cannot write result.pt: the name of a file of tensors ends in .safetensors",
+        ),
         (["--out", "."], "cannot write .: it is no regular file"),
         (["--out", "/dev/null"], "cannot write /dev/null: it is no regular file"),
         (["--plot", "nowhere/result.png"], "cannot write nowhere/result.png: No such file or directory"),
@@ -418,9 +448,32 @@ def test_debug_shows_the_traceback(folder, source):
     assert "Traceback" not in ask(folder, source).stderr
 
 
+def test_a_fault_of_ours_is_not_laid_on_the_target(folder, monkeypatch):
+    monkeypatch.setattr("hesse.cli.plan_for", None)
+    (folder / "net.py").write_text(SQUARE)
+    fail(invoke("plan", "net.py:problem"), "a fault inside hesse; please report it", "TypeError")
+
+
+def test_a_method_that_does_not_apply_is_said(folder):
+    source = SQUARE.replace("(x * x)", "x.softmax(0)[:1]")
+    done = ask(folder, source, "--method", "taps")
+    assert done.exit_code == 0
+    assert "method dense" in done.stdout
+    refusal = "there is no layer whose weight is used by layers alone"
+    assert done.stderr == f"hesse: warning: --method taps does not apply: {refusal}\n"
+    assert ask(folder, source, "--method", "dense").stderr == ""
+
+
 def test_interrupt(folder):
     done = ask(folder, broken_func("raise KeyboardInterrupt"))
     assert (done.exit_code, done.stdout, done.stderr) == (130, "", "hesse: stopped\n")
+
+
+def test_interrupt_while_torch_is_imported(folder):
+    (folder / "torch.py").write_text("raise KeyboardInterrupt\n")
+    program = "import hesse_command; hesse_command.main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "hesse: stopped\n")
 
 
 def test_closed_pipe_is_no_error_of_ours(folder):

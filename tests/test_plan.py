@@ -311,9 +311,9 @@ def test_reasons_of_tensors(taps_everywhere):
 
 def test_reasons_of_methods(taps_everywhere):
     dense = planned("diagonal", small(), method="dense")
-    assert dense.reason == "one product per coordinate, right for any function (not asked for)"
+    assert dense.reason == "one product per coordinate, right for any function (as asked)"
     problem = small()
-    assert {share.why for share in dense.shares} == {""}  # no structure was looked for
+    assert {share.why for share in dense.shares} == {"as asked"}
     graphed = DIAGONAL.ask(problem.closure, problem.tensors, create_graph=True, full_output=True).plan
     assert "create_graph=True keeps every step on one graph" in graphed.reason
     bent = planned("hessian", Problem(BentNet(), squares, x(4, 3)), method="taps")

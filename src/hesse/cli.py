@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 import warnings
@@ -68,7 +70,7 @@ class Command(click.Command):
         except Exception as error:
             if debug:
                 click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-            message = " ".join(str(error).split()) if isinstance(error, HesseError) else _described(error)
+            message = " ".join(str(error).split()) if isinstance(error, HesseError) else _whose(error)
             raise Failure(f"error: {message}") from error
 
 
@@ -212,7 +214,7 @@ def _ask(
 ) -> None:
     """Find the problem, answer, show, write."""
     if out:
-        save.require_writable(out)
+        save.require_tensors(out)
     if plot:
         save.require_figure(plot)
     with _found(target) as problem:
@@ -228,6 +230,10 @@ def _ask(
             full_output=True,
         )
     click.echo(describe(named))
+    plan = named.result.plan
+    if method not in ("auto", plan.method):
+        why = next(estimate.why_not for estimate in plan.estimates if estimate.method == method)
+        click.echo(f"hesse: warning: --method {method} does not apply: {why}", err=True)
     if out:
         save.save_tensors(out, named)
     if plot:
@@ -350,6 +356,26 @@ def _blamed(trouble: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         raise TargetError(f"{trouble}: {_described(error)}") from error
+
+
+def _whose(error: Exception) -> str:
+    """An error that hesse does not know, with whose it is: the target's, torch's or ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame.filename.startswith(_HESSE) for frame in frames].index(True)
+    theirs = [frame for frame in frames[inside:] if not frame.filename.startswith((_HESSE, *_BETWEEN))]
+    if theirs:
+        return f"{theirs[-1].filename}, line {theirs[-1].lineno}: {_described(error)}"
+    if any(frame.name == "evaluate_at" for frame in frames):
+        return f"the function of TARGET failed: {_described(error)}"
+    if frames[-1].filename.startswith(_TORCH):
+        return f"torch could not differentiate the function of TARGET: {_described(error)}"
+    return f"a fault inside hesse; please report it, with what --debug shows: {_described(error)}"
+
+
+_HESSE, _TORCH, _CLICK = (
+    f"{Path(file).parent}{os.sep}" for file in map(inspect.getfile, (hesse, torch, click))
+)
+_BETWEEN = _TORCH, _CLICK, contextlib.__file__, "<frozen"
 
 
 def _described(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from hesse.selection import Part
 from hesse.structure import NoStructure, sought
 
 METHODS = ("sweep", "taps", "dense")
+ASKED = "as asked"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Plan:
         count = sum(share.shape.numel() for share in self.shares)
         some = "" if self.part is None else "{:,} rows and {:,} columns of the ".format(*self.part)
         lines = [
-            f"{some}{self.question} of {count:,} coordinates in {len(self.shares)} tensors; "
+            f"{some}{self.question} of {count:,} coordinates in {counted(len(self.shares), 'tensor')}; "
             f"the answer takes {show(self.answer_bytes)}",
             "",
             _METHOD_ROW.format("method", "passes", "FLOPs", "peak memory", "seconds"),
@@ -141,11 +142,10 @@ class Plan:
             else:
                 cells = f"{e.passes:,}", f"{e.flops:.2g}", show(e.peak_bytes), f"{e.seconds:.2g}"
                 lines.append(mark + _METHOD_ROW.format(e.method, *cells).strip())
-        products = "product" if self.check_passes == 1 else "products"
         lines += [
             "",
             *textwrap.wrap(
-                f"{self.method}: {self.reason}; the check takes {self.check_passes} {products}", 98
+                f"{self.method}: {self.reason}; the check takes {counted(self.check_passes, 'product')}", 98
             ),
             "",
         ]
@@ -157,6 +157,11 @@ class Plan:
             for share, shape in zip(self.shares, shapes, strict=True)
         ]
         return "\n".join(line.rstrip() for line in lines)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 _METHOD_ROW = "  {:<8} {:>12} {:>10} {:>12} {:>9}"
@@ -231,7 +236,7 @@ def make(
     chosen = options[best]
     able = [way for way in found if way == name or question != "hessian" or way != "sweep"]
     refusals = [found[way] for way in (name, *able) if isinstance(found.get(way), str) and way != "dense"]
-    without = next(iter(refusals), "")
+    without = ASKED if name == "dense" else next(iter(refusals), "")
     return Plan(
         question=question,
         method=best,
@@ -248,7 +253,9 @@ def make(
             else Estimate(way, o)
             for way in METHODS
         ),
-        shares=tuple(_shares(problem, gradient, chosen, part)),
+        shares=tuple(
+            _shares(problem, gradient, chosen, options.values(), ASKED if name == "dense" else "", part)
+        ),
         part=None if part is None else part.size,
     )
 
@@ -310,13 +317,13 @@ def _taps(question: str, problem: Problem, meter: Meter, planned: Collection[int
         for i in layer.tensors:
             uses.setdefault(i, []).append(layer)
     joined = {layer.call.weight for layer in layers} if question == "diagonal" else set(uses)
-    count = "1 layer" if len(layers) == 1 else f"{len(layers)} layers"
     return Option(
         "taps",
         taps.cost(question, layers, meter) + total(cost for i, cost in beside.items() if i not in uses),
         {i: _by_taps(i, those, problem.sizes[i]) for i, those in uses.items()},
         [*joined, *(i for i in beside if i not in uses)],
-        f"{count} with {sum(problem.sizes[i] for i in uses):,} coordinates take one product per output and "
+        f"{counted(len(layers), 'layer')} with {sum(problem.sizes[i] for i in uses):,} coordinates take one "
+        f"product per output and "
         f"position{_others(problem, beside, uses)}",
         {i: "a product per coordinate is as fast" for layer in meter.gradient.layers for i in layer.tensors},
     )
@@ -326,7 +333,7 @@ def _by_taps(index: int, uses: Sequence[Layer], size: int) -> str:
     call, columns = uses[0].call, sum(layer.columns for layer in uses)
     times = f" used {len(uses)} times" if len(uses) > 1 else ""
     role = "weight" if index == call.weight else "bias"
-    return f"{role} of {call.name}{times}: {columns:,} columns instead of {size:,}"
+    return f"{role} of {call.name}{times}: {counted(columns, 'column')} instead of {size:,}"
 
 
 def _paying(question: str, layers: Sequence[Layer], beside: Mapping[int, Cost], meter: Meter) -> list[Layer]:
@@ -362,7 +369,6 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
     ]
     if question == "blocks":
         pieces = [*covered, *beside]
-    count = "1 call" if len(way.steps) == 1 else f"{len(way.steps)} calls"
     unknown = f", {', '.join(walk.taken.unknown)} by autograd" if walk.taken.unknown else ""
     chunks = f", in {walk.taken.chunks} chunks of {walk.taken.size} samples" if walk.taken.chunks > 1 else ""
     return Option(
@@ -373,7 +379,8 @@ def _sweep(question: str, problem: Problem, meter: Meter, planned: Collection[in
             for i in covered
         },
         pieces,
-        f"one walk back over {count}{unknown}{chunks}, without products{_others(problem, beside, covered)}",
+        f"one walk back over {counted(len(way.steps), 'call')}{unknown}{chunks}, without products"
+        f"{_others(problem, beside, covered)}",
         dict.fromkeys(
             beside, "enters several times or not linearly; products take less than carrying it along"
         ),
@@ -454,8 +461,16 @@ def _check(question: str, meter: Meter, option: Option) -> Cost:
     return total(meter.products(1, 0, meter.gradient.made(i), 0, limit=1) for i in pieces)
 
 
-def _shares(problem: Problem, gradient: Gradient, chosen: Option, part: Part | None) -> Iterator[Share]:
+def _shares(
+    problem: Problem,
+    gradient: Gradient,
+    chosen: Option,
+    options: Collection[Option],
+    wish: str,
+    part: Part | None,
+) -> Iterator[Share]:
     others = gradient.curved_beside(chosen.shares)
+    slower = {i: f"takes less than by {option.method}" for option in options for i in option.shares}
     asked = range(len(problem.tensors)) if part is None else part.tensors
     for i, (name, tensor) in enumerate(zip(problem.names, problem.tensors, strict=True)):
         if i not in asked:
@@ -465,8 +480,8 @@ def _shares(problem: Problem, gradient: Gradient, chosen: Option, part: Part | N
         elif i not in others:
             method, why = "zero", "the function is linear in it, or does not depend on it"
         else:
-            unnamed = "no weight of a layer" if chosen.method == "taps" else ""
-            method, why = "dense", chosen.left.get(i) or gradient.apart.get(i, unnamed)
+            reasons = wish, chosen.left.get(i), gradient.apart.get(i), slower.get(i), "no weight of a layer"
+            method, why = "dense", next(filter(None, reasons))
         yield Share(name, tensor.shape, tensor.dtype, method, why)
 
 

@@ -178,5 +178,6 @@ def _indexed(argument: str, numbers: Tensor, index: Any, name: str) -> Tensor:
         return numbers[index]
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(
-            f"{argument} does not fit {name} of shape {list(numbers.shape)}: {error}"
+            f"{argument} does not fit {name} of shape {list(numbers.shape)}: {error}; it is used as in "
+            f"tensor[index], for every tensor by itself or, with flat=True, for all as one vector"
         ) from error

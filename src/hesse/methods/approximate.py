@@ -29,6 +29,9 @@ def diagonal(tape: Recorder, value: Tensor, kind: str) -> dict[int, Tensor]:
     if tape.hidden:
         raise NoStructure(tape.hidden)
     calls = leading_to(loss, tape.calls)
+    for call in calls:
+        if any(value.tensor.is_complex() for value in (*call.outputs, *call.inputs.values())):
+            raise NoStructure(f"torch's {call.name} computes complex numbers")
     adjoints = _adjoints(value, dict.fromkeys(v for c in calls for v in (*c.outputs, *c.inputs.values())))
     found: dict[Value, Tensor] = {}
     for call in reversed(calls):

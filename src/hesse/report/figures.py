@@ -57,7 +57,9 @@ def entitle(axes: Axes, title: str) -> None:
 def draw_diagonal(axes: Axes, named: NamedResult) -> None:
     """The entries of every tensor as dots, with their median and the middle half as a bar."""
     values = [_finite(part).sort().values for part in named.parts]
-    for row, entries in enumerate(values):
+    for row, (entries, size) in enumerate(zip(values, named.sizes, strict=True)):
+        if len(entries) < size:
+            _remark(axes, row, f"{size - len(entries):,} of {size:,} not finite")
         if not len(entries):
             continue
         shown = entries[torch.linspace(0, len(entries) - 1, min(len(entries), _MOST_DOTS)).long()]
@@ -88,6 +90,8 @@ def draw_trace(axes: Axes, named: NamedResult) -> None:
     axes.bar_label(bars, [f"{value:.3g}" for value in values.tolist()], padding=4, fontsize=9)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.margins(x=0.12)
+    if not any(lengths):
+        axes.set_xticks([0])
     _tensor_rows(axes, named)
     axes.set_xlabel("contribution to the trace")
 
@@ -105,10 +109,11 @@ def draw_hessian(axes: Axes, named: NamedResult, lines: int = 44) -> None:
 
     size = sum(named.sizes)
     picture = _pooled(torch.nan_to_num(named.matrix.double().cpu(), math.nan, math.nan, math.nan))
+    blank = bool(picture.isnan().any())
     threshold, largest = _symlog_range(picture, share=0.5)
     image = axes.imshow(
         picture.numpy(),
-        cmap=colormaps["RdBu"].with_extremes(bad="black"),  # NaN and infinities
+        cmap=colormaps["RdBu"].with_extremes(bad="black"),
         norm=SymLogNorm(threshold, vmin=-largest, vmax=largest),
         extent=(0, size, size, 0),
         interpolation="nearest",
@@ -119,8 +124,11 @@ def draw_hessian(axes: Axes, named: NamedResult, lines: int = 44) -> None:
     _name_bands(axes, named.names, borders, lines)
     axes.set_xticks([])
     bar = _colour_bar(axes, image)
-    bar.set_ticks(_symlog_ticks(threshold, -largest, largest))
+    shown = picture.nan_to_num(0.0).any()
+    bar.set_ticks(_symlog_ticks(threshold, -largest, largest) if shown else [0.0])
     bar.ax.minorticks_off()
+    if blank:
+        bar.set_label("second derivative  (black: not finite)")
 
 
 def draw_eigenvalues(axes: Axes, eigenvalues: Tensor, marked: Collection[int]) -> None:
@@ -180,6 +188,19 @@ def _colour_bar(axes: Axes, image: AxesImage) -> Colorbar:
     return bar
 
 
+def _remark(axes: Axes, row: int, text: str) -> None:
+    """Text at the right end of a tensor's row."""
+    axes.annotate(
+        text,
+        (1, row),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="center",
+        fontsize=9,
+        color=NEGATIVE,
+    )
+
+
 def _tensor_rows(axes: Axes, named: NamedResult) -> None:
     labels = [f"{name}  {list(shape)}" for name, shape in zip(named.names, named.shapes, strict=True)]
     axes.set_yticks(range(len(labels)), labels)
@@ -218,9 +239,9 @@ def _symlog_axis(axes: Axes, which: str, values: Tensor) -> None:
     scale("symlog", linthresh=threshold, linscale=0.5)
     low, high = (values.min().item(), values.max().item()) if len(values) else (0.0, 0.0)
     low, high = min(low, 0.0), max(high, 0.0)
+    axis.set_ticks(_symlog_ticks(threshold, low, high))
     if low == high:
         low, high = -threshold, threshold
-    axis.set_ticks(_symlog_ticks(threshold, low, high))
     axis.set_ticks([], minor=True)
     transform = axis.get_transform()
     ends = torch.tensor(transform.transform([low, high]))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FIGURES = (".png", ".pdf", ".svg")
+TENSORS = ".safetensors"
 
 
 class WriteError(HesseError, OSError):
@@ -52,6 +53,15 @@ def writing(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise WriteError(f"cannot write {path}: {reason}") from error
+
+
+def require_tensors(path: Path) -> None:
+    """Raise before the work where the result could not be written after it, or under a name that misleads."""
+    if path.suffix.lower() not in ("", TENSORS):
+        raise WriteError(
+            f"cannot write {path}: the name of a file of tensors ends in {TENSORS}, or has no end"
+        )
+    require_writable(path)
 
 
 def require_writable(path: Path) -> None:

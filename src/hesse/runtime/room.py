@@ -10,8 +10,8 @@ from hesse.runtime.memory import highest
 
 _INTERVAL = 5e-4  # seconds between two looks at the memory in use
 _BATCH = 128  # columns of a large batch
-_SAFE = 0.9  # of a tight workspace: what is taken for a moment only may not be seen
-_NEAR = 1.25  # what a batch of up to twice the size may take, as a multiple of its share
+_SAFE = 0.85  # of a tight workspace: what is taken for a moment only may not be seen
+_NEAR = 1.35  # what a batch of up to twice the size may take, as a multiple of its share
 _FAR = 2.0  # and a larger one
 
 

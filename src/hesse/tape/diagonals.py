@@ -170,8 +170,8 @@ class AnyCall:
         return self._onto(value, total)
 
     def _onto(self, value: Value, part: Tensor) -> Tensor:
-        """Undo broadcasting."""
-        return part.sum_to_size(value.tensor.shape)
+        """Undo broadcasting, and a change of precision."""
+        return part.sum_to_size(value.tensor.shape).to(value.tensor.dtype)
 
     @cached_property
     def _again(self) -> tuple[dict[Value, Tensor], list[Tensor]]:

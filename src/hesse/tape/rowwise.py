@@ -414,7 +414,7 @@ _CLOSED: dict[str, tuple[Callable[..., Any], Callable[..., Local]]] = {
 
 
 def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> Local | None:
-    """The call in closed form, if there is one: a norm or softmax of a live value alone."""
+    """The call in closed form, if there is one: a norm or softmax of a live value alone, in one precision."""
     value = call.inputs.get(0)
     others = [held for position, held in call.inputs.items() if position > 0]
     name = canonical(call.name)
@@ -423,6 +423,7 @@ def closed_form(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Sam
         or value is None
         or value not in samples
         or any(held in samples for held in others)
+        or len({v.tensor.dtype for v in (value, *others, *call.outputs)}) > 1
     ):
         return None
     signature, made = _CLOSED[name]

@@ -113,7 +113,7 @@ def test_what_autograd_does_not_see_is_named(func, name, question):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_closure_is_where_it_was_after_the_comparison(dtype):
-    w = POINT.to(dtype).requires_grad_()
+    w = POINT.to(dtype, copy=True).requires_grad_()
     version, before = w._version, w.detach().clone()
     with pytest.warns(errors.DerivativeWarning):
         hesse.hessian_diagonal(lambda: (w**2).sum() + Detached.apply(w), [w])
@@ -210,6 +210,15 @@ FLAT = {
 @pytest.mark.parametrize("func", FLAT.values(), ids=FLAT)
 def test_differences_of_what_is_flat(func, dtype):
     assert by_differences(func, torch.randn(6).to(dtype)).certificate.passed
+
+
+@pytest.mark.parametrize("question", [hesse.hessian, hesse.hessian_blocks, hesse.hessian_diagonal])
+@pytest.mark.parametrize("func", [lambda x: Detached.apply(x), lambda x: Detached.apply(x) ** 2])
+def test_differences_see_what_has_no_graph(func, question):
+    """Also where autograd sees zeros, of which there is nothing to take products of."""
+    with pytest.warns(errors.DerivativeWarning, match="hides from autograd is the backward of Detached"):
+        result = question(func, POINT, check="differences", full_output=True)
+    assert not result.certificate.passed
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e20])

@@ -12,7 +12,7 @@ from hesse.questions import products as _products
 from hesse.questions import trace as _trace
 from hesse.runtime.uncompiled import uncompiled as _uncompiled
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Certificate",

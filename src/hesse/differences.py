@@ -138,17 +138,23 @@ def require_graph(problem: Problem, gradient: Gradient, strict: bool, once: bool
     if deviation is None:
         _AGREED.update(customs)
         return
-    culprits = [f"the backward of {name}" for name in sorted(custom.__name__ for custom in customs)]
-    if cut:
-        culprits.append("a tensor without a graph that is made to require grad (x.detach().requires_grad_())")
     message = (
-        f"{deviation}. What hides from autograd is {' or '.join(culprits)}: what is computed under no_grad "
-        f"or on a detached copy is not differentiated, and a backward need not be the derivative of its "
+        f"{deviation}. What hides from autograd is {' or '.join(hiding(gradient))}: what is computed under "
+        f"no_grad or on a detached copy is not differentiated, and a backward need not be the derivative of its "
         f"forward; write it in differentiable operations on the tensors themselves"
     )
     if strict:
         raise NotTwiceDifferentiableError(message)
     warn(DerivativeWarning, message)
+
+
+def hiding(gradient: Gradient) -> list[str]:
+    """What of a function may have no graph, or another derivative than its own."""
+    evaluation = gradient.evaluation
+    found = [f"the backward of {name}" for name in sorted(custom.__name__ for custom in evaluation.customs)]
+    if evaluation.watch.cut:
+        found.append("a tensor without a graph that is made to require grad (x.detach().requires_grad_())")
+    return found
 
 
 def _deviation(problem: Problem, gradient: Gradient) -> str | None:

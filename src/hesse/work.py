@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse import planning
 from hesse.certificate import Autograd, Certificate, Route, certify
 from hesse.cost import Meter
+from hesse.differences import Differences, hiding
 from hesse.errors import CertificateWarning, DerivativeWarning, NonFiniteWarning, warn
 from hesse.evaluation import calls_of
 from hesse.gradient import Gradient, on_the_graph
 from hesse.methods import dense, sweep, sweep_cost, sweep_route, taps
 from hesse.partial import Partial, split
 from hesse.planning import Plan
-from hesse.probe import Probe
+from hesse.probe import Probe, random_signs
 from hesse.problem import Problem
 from hesse.runtime.progress import Progress
 from hesse.selection import Part
@@ -87,7 +89,19 @@ class Work:
         return planning.make(self.question, self.problem, self.meter, method, check, refused, part=self.part)
 
     def _certificate(self, probes: list[Probe]) -> Certificate | None:
-        return None if self.route is None else certify(self.route(), probes)
+        if self.route is None:
+            return None
+        route = self.route()
+        return certify(route, [*probes, *self._flat()] if route.name == Differences.name else probes)
+
+    def _flat(self) -> list[Probe]:
+        """Of blocks that are zero because autograd sees no curvature, where differences may see one."""
+        leaves = self.gradient.leaves
+        seen = {*self.gradient.curved, *(i for i, leaf in enumerate(leaves) if not leaf.requires_grad)}
+        flat = [i for i, leaf in enumerate(leaves) if i not in seen and leaf.numel()]
+        signs = random_signs([leaves[i] for i in flat])
+        zeros = [torch.zeros_like(sign) for sign in signs]
+        return [Probe([i], [i], [s], [z], 0.0) for i, s, z in zip(flat, signs, zeros, strict=True)]
 
     def _stands(self, certificate: Certificate, probes: list[Probe]) -> bool:
         """Is there nothing that another way could do better?"""
@@ -104,18 +118,25 @@ class Work:
             or not certify(Autograd(self.problem, self.gradient), probes).passed
         ):
             return False
-        wrong = suspects(self.gradient.calls or calls_of(self.problem))
-        reason = (
-            f"the second derivative that torch gives for {' and '.join(wrong)} is wrong"
-            if wrong
-            else "func has kinks within the step of the differences, or is ill-conditioned in this dtype"
-        )
         warn(
             DerivativeWarning,
             f"the {self.question} equals products by plain autograd, and deviates from differences of the "
-            f"gradient by {certificate.deviation:.2g} where {certificate.bound:.2g} is explained: {reason}",
+            f"gradient by {certificate.deviation:.2g} where {certificate.bound:.2g} is explained: "
+            f"{self._reason()}",
         )
         return True
+
+    def _reason(self) -> str:
+        """Why autograd's products are not differences of its gradients."""
+        wrong = suspects(self.gradient.calls or calls_of(self.problem))
+        if wrong:
+            return f"the second derivative that torch gives for {' and '.join(wrong)} is wrong"
+        hidden = hiding(self.gradient)
+        return (
+            f"what hides from autograd is {' or '.join(hidden)}"
+            if hidden
+            else "func has kinks within the step of the differences, or is ill-conditioned in this dtype"
+        )
 
     def _warn_of(self, how: str, certificate: Certificate, last: bool, symmetric: bool = False) -> None:
         next_step = (

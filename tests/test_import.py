@@ -10,9 +10,9 @@ import gc, json, sys, time
 import torch
 gc.collect()  # of what torch left, which is not ours to count
 before = set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 import hesse
-print(json.dumps([time.perf_counter() - start, sorted(set(sys.modules) - before)]))
+print(json.dumps([time.process_time() - start, sorted(set(sys.modules) - before)]))
 """
 
 

@@ -264,6 +264,30 @@ def test_what_is_wrong_in_torch_itself_is_found_by_differences(method, monkeypat
         assert not ask(check="differences").certificate.passed
 
 
+FAR, NEAR = (torch.tensor(values, dtype=torch.float64) for values in ([1.0, -400, 3], [2.0, 800, 3]))
+MENDED = {
+    "sums of far exponentials": (lambda x, y: torch.logaddexp(x, y).pow(2).sum(), (FAR, NEAR)),
+    "sums of far powers of two": (lambda x, y: x.logaddexp2(other=y).pow(2).sum(), (FAR, NEAR)),
+    "a scatter": (lambda x, y: torch.as_strided_scatter(x, y, (2,), (1,), 1).pow(3).sum(), (x(4), x(2))),
+    "a scatter in a view": (
+        lambda x, y: x.t()[1:].as_strided_scatter(y, (2,), (3,)).pow(3).sum(),
+        (x(4, 3), x(2)),
+    ),
+    "a layer norm with a bias alone": (
+        lambda x, y: F.layer_norm(x, (4,), bias=y).pow(3).sum(),
+        (x(3, 4), x(4)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("func", "inputs"), MENDED.values(), ids=MENDED)
+def test_calls_whose_own_derivatives_are_wrong(func, inputs):
+    """In torch 2.13: NaN, zeros where something passes, an error."""
+    result = hesse.hessian(func, inputs, check="differences", full_output=True)
+    assert result.certificate.passed
+    assert all(block.isfinite().all() for row in result.value for block in row)
+
+
 @has_chunks
 def test_the_calls_of_a_function_are_suspected_one_by_one():
     """By themselves, in float64; torch's own, without what hesse puts in its place."""

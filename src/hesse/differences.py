@@ -140,8 +140,8 @@ def require_graph(problem: Problem, gradient: Gradient, strict: bool, once: bool
         return
     message = (
         f"{deviation}. What hides from autograd is {' or '.join(hiding(gradient))}: what is computed under "
-        f"no_grad or on a detached copy is not differentiated, and a backward need not be the derivative of its "
-        f"forward; write it in differentiable operations on the tensors themselves"
+        f"no_grad or on a detached copy is not differentiated, and a backward need not be the derivative of "
+        f"its forward; write it in differentiable operations on the tensors themselves"
     )
     if strict:
         raise NotTwiceDifferentiableError(message)

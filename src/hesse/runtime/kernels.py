@@ -5,6 +5,7 @@ A handler gets the watch over the function, the call and its arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,16 @@ def _normalise(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -> An
                 watch.keep(buffer)
                 buffer.copy_(copies[id(buffer)])
     return result
+
+
+def _normalise_layer(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Layer norm: with a bias and no weight, the double backward of torch's own ends in an error."""
+    named = dict(zip(("input", "normalized_shape", "weight", "bias", "eps"), args, strict=False)) | kwargs
+    bias = named.get("bias")
+    if bias is None or named.get("weight") is not None:
+        return _fused_or_not(watch, func, args, kwargs)
+    named |= {"bias": None}
+    return _fused_or_not(watch, func, (named.pop("input"), named.pop("normalized_shape")), named) + bias
 
 
 def _fused_or_not(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -96,6 +107,29 @@ def _normalise_weight(watch: Watch, func: Any, args: Arguments, kwargs: Keywords
     return weight_norm(*args, **kwargs)
 
 
+def _add_exponents(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Sums of two exponentials: where they are far apart, the second derivative of torch's own is NaN.
+
+    With `out=`, which is not differentiated, and of complex numbers they are left as they are.
+    """
+    given = [*args, *(kwargs[name] for name in ("input", "other") if name in kwargs)]
+    if len(given) != 2 or kwargs.get("out") is not None or any(g.is_complex() for g in given):
+        return func(*args, **kwargs)
+    scale = math.log(2) if func in (torch.logaddexp2, Tensor.logaddexp2) else 1.0
+    return torch.logsumexp(scale * torch.stack(torch.broadcast_tensors(*given)), 0) / scale
+
+
+def _scatter_strided(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """A copy with some elements overwritten: torch's own lets the gradient of the others go."""
+    named = dict(zip(("input", "src", "size", "stride", "storage_offset"), args, strict=False)) | kwargs
+    input, offset = named["input"], named.get("storage_offset")
+    offset = input.storage_offset() if offset is None else offset
+    size = input.untyped_storage().nbytes() // input.element_size()
+    whole = input.as_strided((size,), (1,), 0).clone()
+    whole.as_strided(named["size"], named["stride"], offset).copy_(named["src"])
+    return whole.as_strided(input.shape, input.stride(), input.storage_offset())
+
+
 def _whole_logits(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Cross entropy of a linear layer in chunks: its backward scales a gradient saved by the forward."""
     return func(*args, **{**kwargs, "options": None})
@@ -115,9 +149,11 @@ def _recur(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -> Any:
 REPLACED: dict[Any, Callable[[Watch, Any, Arguments, Keywords], Any]] = {
     **dict.fromkeys((functional.batch_norm, torch.batch_norm), _normalise),
     **dict.fromkeys((functional.instance_norm, torch.instance_norm), _normalise),
-    functional.layer_norm: _fused_or_not,
+    functional.layer_norm: _normalise_layer,
     **dict.fromkeys((functional.group_norm, torch.group_norm), _in_order),
     torch._weight_norm: _normalise_weight,
+    **{getattr(of, name): _add_exponents for of in (torch, Tensor) for name in ("logaddexp", "logaddexp2")},
+    **dict.fromkeys((torch.as_strided_scatter, Tensor.as_strided_scatter), _scatter_strided),
     torch.autograd.grad: _differentiate,
     Tensor.backward: _backward,
     **dict.fromkeys((functional.embedding, functional.embedding_bag), _embed),

@@ -227,7 +227,9 @@ def figures(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    found = [
+        content for path in RESULTS.glob("*.json") if "question" in (content := json.loads(path.read_text()))
+    ]
     order = list(_TITLES)
     found.sort(key=lambda content: (order.index(content["question"]), content["environment"]["gpu"] or ""))
     PAGE.write_text("\n".join([_INTRODUCTION, *map(section, found)]))

@@ -200,6 +200,7 @@ def test_the_reason_is_in_the_plan(build, reason):
     [
         "hesse.explore._look",
         "hesse.planning._walk",
+        "hesse.cost.flops",
         "hesse.methods.taps.usable",
         "hesse.methods.sweep.diagonal",
         "hesse.methods.taps.run",
@@ -222,6 +223,16 @@ def test_a_fault_of_ours_costs_no_answer(place, error, monkeypatch):
         assert result.certificate.passed
         torch.testing.assert_close(torch.cat([d.flatten() for d in result.value]), expected)
         assert "[4, -1, 4]" not in str(result.plan)  # internals are no reason
+
+
+@pytest.mark.parametrize("text", [",a->a", "a,->a", "a,a->"])
+def test_a_contraction_with_a_scalar(text):
+    def func(x):
+        parts = [x.prod() if not names else x**2 for names in text.partition("->")[0].split(",")]
+        return torch.einsum(text, *parts).pow(3).sum()
+
+    point = x(4)
+    torch.testing.assert_close(hesse.hessian(func, point), hessian_matrix(func, (point,)))
 
 
 def test_in_the_tests_it_is_raised(monkeypatch):

@@ -264,6 +264,35 @@ def test_what_is_wrong_in_torch_itself_is_found_by_differences(method, monkeypat
         assert not ask(check="differences").certificate.passed
 
 
+class Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-8, 1e-7, 1e-6])
+def test_a_gradient_that_jumps_a_little_hides_nothing(size):
+    """As by the steps of an adaptive solver; nothing is missing behind the custom Function."""
+
+    def func(x):
+        jump = torch.sign(torch.sin(1e7 * x)).detach()
+        return Same.apply(x).pow(3).sum() + size * (jump * x).sum()
+
+    point = torch.ones(4, dtype=torch.float64)
+    torch.testing.assert_close(hesse.hessian_diagonal(func, point), 6 * point)
+
+
+def test_a_custom_function_in_fewer_digits_hides_nothing():
+    func = lambda x: Same.apply(x.float()).sin().double().pow(3).sum()
+    with pytest.warns(errors.PrecisionWarning) as caught:
+        hesse.hessian_diagonal(func, x(5))
+    assert len(caught) == 1
+
+
 FAR, NEAR = (torch.tensor(values, dtype=torch.float64) for values in ([1.0, -400, 3], [2.0, 800, 3]))
 MENDED = {
     "sums of far exponentials": (lambda x, y: torch.logaddexp(x, y).pow(2).sum(), (FAR, NEAR)),

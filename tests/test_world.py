@@ -2,8 +2,10 @@
 
 import os
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -155,6 +157,43 @@ def test_random_numbers_of_another_thread_between_those_of_the_function():
             numbers.append(pool.submit(drawn).result())
     assert len(numbers) > 9
     assert len(set(numbers)) == len(numbers)
+
+
+def seeded(x):
+    torch.manual_seed(0)
+    return (F.dropout(x, 0.5, training=True) * torch.rand(8)).pow(3).sum()
+
+
+def forked(x):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        noise = torch.rand(8)
+    return (x * noise).pow(3).sum()
+
+
+def put_back(x):
+    torch.set_rng_state(STATE)
+    return (x * torch.rand(8)).pow(3).sum()
+
+
+STATE = torch.Generator().manual_seed(5).get_state()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("func", [seeded, forked, put_back])
+def test_a_function_that_seeds_its_random_numbers(func, beside):
+    """Also where the caller has seeded by the same number, and whether other threads are there or not."""
+    torch.manual_seed(0)
+    point = torch.ones(8)
+    before = torch.get_rng_state()
+    expected = torch.autograd.functional.hessian(func, point)
+    torch.manual_seed(0)
+    with Elsewhere(lambda: time.sleep(0.001)) if beside else nullcontext():
+        for _ in range(2):
+            torch.testing.assert_close(hesse.hessian(func, point), expected)
+            torch.testing.assert_close(hesse.hvp(func, point, point), expected.sum(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.random.default_generator is torch.default_generator
 
 
 def test_what_the_function_draws_is_not_taken_from_the_callers():

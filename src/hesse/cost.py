@@ -14,7 +14,9 @@ from hesse.gradient import Gradient
 from hesse.runtime.graph import Spans, made
 from hesse.runtime.memory import Budget, bytes_per_column, show
 from hesse.runtime.room import Room
+from hesse.structure import NoStructure, sought
 from hesse.tape.flops import flops
+from hesse.tape.record import Call
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Meter:
     @cached_property
     def _done(self) -> tuple[Sequence[int], Sequence[int]]:
         """When the calls were made, and the operations of those before each."""
-        done = sorted((made(call.outputs[0].edge.node), flops(call)) for call in self.gradient.calls)
+        done = sorted((made(call.outputs[0].edge.node), _operations(call)) for call in self.gradient.calls)
         return [time for time, _ in done], [0, *accumulate(operations for _, operations in done)]
 
     @cached_property
@@ -210,6 +212,15 @@ class Meter:
         """Work outside of the graph."""
         seconds = operations / self.rates.multiply + moved / self.rates.move + calls * self.rates.node
         return Cost(0, operations, bytes_, seconds)
+
+
+def _operations(call: Call) -> int:
+    """Floating-point operations of a call; where they cannot be counted, one for each element."""
+    try:
+        with sought():
+            return flops(call)
+    except NoStructure:
+        return sum(value.tensor.numel() for value in call.outputs)
 
 
 def total(costs: Iterable[Cost]) -> Cost:

@@ -26,7 +26,7 @@ def flops(call: Call) -> int:
         query, key = tensors[:2]
         return 4 * query.numel() * key.shape[-2]
     if name in ("einsum", "bilinear"):
-        return 2 * result * max(tensor.numel() // max(1, tensor.shape[0]) for tensor in tensors)
+        return 2 * result * max(tensor[:1].numel() if tensor.dim() else 1 for tensor in tensors)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,3 +93,21 @@ def test_a_value_may_be_both_arguments(name):
         return SQUARES[name](h @ h.mT).tanh().square().sum()
 
     check(function, [0.3 * x(4, 4)], 5)
+
+
+INDICES = {
+    "a list": [0, 0, 2],
+    "lists": [[0, 1], [1, 1]],
+    "an array": np.array([0, 0, 2]),
+    "a tensor": torch.tensor([2, 0, 0]),
+    "a mask": [True, False, True],
+    "a range": range(2),
+    "a slice": slice(1, None),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_an_index_that_may_take_elements_twice(name):
+    data = x(5, 4)
+    function = lambda w: torch.tanh(data @ w)[:, INDICES[name]].flatten(1).sum(1).tanh().square().sum()
+    check(function, [x(4, 3)], 5)

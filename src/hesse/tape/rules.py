@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from enum import Enum
 
-from torch import Tensor
-
 from hesse.tape.record import Call
 
 
@@ -28,9 +26,16 @@ class Kind(Enum):
 def kind_of(call: Call) -> Kind:
     """The row of a call."""
     name = canonical(call.name)
-    if name == "getitem" and any(isinstance(a, (Tensor, list)) for a in call.arguments[1:]):
+    if name == "getitem" and not _is_plain_index(call):
         return Kind.LINEAR  # may take an element twice
     return TABLE.get(name, Kind.GENERAL)
+
+
+def _is_plain_index(call: Call) -> bool:
+    """Is it made of numbers and slices alone, and not of tensors, arrays or lists?"""
+    (_, index), _ = call.nested(call.arguments)
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is ... or type(part) in (int, slice) for part in parts)
 
 
 def canonical(name: str) -> str:

@@ -26,7 +26,7 @@ _REPEATS = 9
 def answer_approximate(case: Case, device: str, repeats: int | None) -> dict[str, Any]:
     """Time and quality of every kind, for one case."""
     func, tensors = case.problem(device)
-    leaves = [tensor.requires_grad_() for tensor in tensors]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     measured = measure(
         {
             f"hesse.approximate_diagonal, {kind}": partial(hesse.approximate_diagonal, func, tensors, kind)

@@ -25,14 +25,14 @@ def _steady_clock(monkeypatch):
     """An evaluation takes a millisecond and so does a gradient: plans do not depend on a busy machine."""
     ticks = itertools.count()
     clock = types.SimpleNamespace(perf_counter=lambda: 1e-3 * next(ticks))
-    for module in ("hesse.explore", "hesse.evaluation"):
+    for module in ("hesse.look.explore", "hesse.look.evaluation"):
         monkeypatch.setattr(f"{module}.time", clock)
 
 
 @pytest.fixture
 def taps_everywhere(monkeypatch):
     """Every layer that can be tapped is tapped, also where the dense method would be as fast."""
-    monkeypatch.setattr("hesse.planning._paying", lambda question, layers, *rest: list(layers))
+    monkeypatch.setattr("hesse.planning.choice._paying", lambda question, layers, *rest: list(layers))
 
 
 # Their backward is not the derivative of their forward, which hesse says, and takes at its word.

@@ -7,8 +7,8 @@ from torch import nn
 
 import hesse
 from cases import Cubed, classes, of_model, x
-from hesse.gradient import Gradient
-from hesse.tape import diagonals
+from hesse.calls import diagonals
+from hesse.look.gradient import Gradient
 from hesse.tape.record import Recorder
 from oracle import hessian_matrix
 

@@ -198,12 +198,12 @@ def test_the_reason_is_in_the_plan(build, reason):
 @pytest.mark.parametrize(
     "place",
     [
-        "hesse.explore._look",
-        "hesse.planning._walk",
-        "hesse.cost.flops",
-        "hesse.methods.taps.usable",
-        "hesse.methods.sweep.diagonal",
-        "hesse.methods.taps.run",
+        "hesse.look.explore._look",
+        "hesse.planning.choice._walk",
+        "hesse.look.meter.flops",
+        "hesse.methods.taps.run.usable",
+        "hesse.methods.sweep.walk.diagonal",
+        "hesse.methods.taps.run.run",
         "hesse.tape.record.Recorder._record",
     ],
 )
@@ -239,7 +239,7 @@ def test_in_the_tests_it_is_raised(monkeypatch):
     def broken(*args, **kwargs):
         raise IndexError("ours")
 
-    monkeypatch.setattr("hesse.planning._walk", broken)
+    monkeypatch.setattr("hesse.planning.choice._walk", broken)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     with pytest.raises(IndexError, match="ours"):
         hesse.model_hessian_diagonal(model, F.cross_entropy, torch.randn(7, 4), torch.randint(0, 3, (7,)))

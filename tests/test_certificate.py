@@ -6,7 +6,7 @@ from torch import nn
 
 import hesse
 from hesse import errors
-from hesse.gradient import Gradient
+from hesse.look.gradient import Gradient
 from oracle import as_matrix, hessian_matrix
 
 QUESTIONS = [hesse.hessian, hesse.hessian_blocks, hesse.hessian_diagonal]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import hesse
 from cases import x
 from hesse import errors
-from hesse.evaluation import Evaluation
+from hesse.look.evaluation import Evaluation
 from networks import Problem, mlp, squares
 from oracle import hessian_matrix
 

@@ -8,7 +8,7 @@ from torch import nn
 import hesse
 from cases import x
 from hesse.errors import CertificateWarning
-from hesse.live import Strand
+from hesse.methods.sweep.carried.live import Strand
 from networks import NETWORKS, Language, Problem
 from questions import BLOCKS, DIAGONAL
 from sweeping import check
@@ -241,7 +241,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("by_layers", [False, True])
 def test_live(name, by_layers, monkeypatch):
-    monkeypatch.setattr("hesse.tape.uses._columns", lambda layer, samples: 0 if by_layers else 1 << 40)
+    monkeypatch.setattr(
+        "hesse.methods.sweep.carried.uses._columns", lambda layer, samples: 0 if by_layers else 1 << 40
+    )
     function, tensors, live = CASES[name]()
     check(function, tensors, SAMPLES, live=live)
 
@@ -249,7 +251,7 @@ def test_live(name, by_layers, monkeypatch):
 @pytest.fixture
 def alive_everywhere(monkeypatch):
     """Every leaf that can stay alive does, also where products would take less."""
-    monkeypatch.setattr("hesse.planning._products", lambda meter, leaves: float("inf"))
+    monkeypatch.setattr("hesse.planning.choice._products", lambda meter, leaves: float("inf"))
 
 
 @pytest.mark.parametrize("question", [DIAGONAL, BLOCKS], ids=lambda question: question.name)
@@ -340,7 +342,9 @@ def test_what_does_not_fit_the_budget_is_not_kept_alive(alive_everywhere):
 
 @pytest.mark.parametrize("by_layers", [False, True])
 def test_a_strand_gone_wrong_is_noticed(by_layers, monkeypatch, alive_everywhere):
-    monkeypatch.setattr("hesse.tape.uses._columns", lambda layer, samples: 0 if by_layers else 1 << 40)
+    monkeypatch.setattr(
+        "hesse.methods.sweep.carried.uses._columns", lambda layer, samples: 0 if by_layers else 1 << 40
+    )
     pull = Strand.pull
 
     def wrong(self, call, ahead):

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from cases import x
+from hesse.calls.choice import local
+from hesse.calls.table import TABLE, canonical
 from hesse.runtime.batches import loops_allowed
-from hesse.tape.calls import local
 from hesse.tape.record import Recorder
-from hesse.tape.rules import TABLE, canonical
 from hesse.tape.samples import ONE_SAMPLE
 from sweeping import check
 from test_rules import call_of, positive

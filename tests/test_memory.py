@@ -11,7 +11,7 @@ import torch
 import growth
 import hesse
 from hesse import errors
-from hesse.gradient import Gradient
+from hesse.look.gradient import Gradient
 from hesse.runtime import memory
 from hesse.runtime.chunks import ChunkSize
 from hesse.runtime.room import Room

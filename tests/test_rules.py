@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from cases import x
+from hesse.calls.table import TABLE, Kind, canonical, kind_of
 from hesse.tape.record import Recorder
-from hesse.tape.rules import TABLE, Kind, canonical, kind_of
 
 
 def positive(*shape):

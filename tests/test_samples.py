@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cases import x
-from hesse.evaluation import evaluated
-from hesse.explore import explore
+from hesse.look.evaluation import evaluated
+from hesse.look.explore import explore
 from hesse.problem import from_function
 from hesse.tape.samples import ONE_SAMPLE, Samples, chosen, differs, found, noticed, perturbed
 from networks import Problem, Steps, Tokens, contrastive, mlp, squares

@@ -11,8 +11,8 @@ from torch import nn
 import hesse
 from cases import CASES, x
 from hesse import errors
+from hesse.checks.suspects import suspects
 from hesse.runtime import kernels
-from hesse.suspects import suspects
 from hesse.tape.record import Recorder
 
 POINT = torch.tensor([1.0, 2.0], dtype=torch.float64)

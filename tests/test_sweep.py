@@ -5,9 +5,10 @@ from torch import nn
 
 import hesse
 from cases import Cubed, classes, of_model, x
-from hesse.methods import sweep, sweep_route
-from hesse.methods.sweep_cost import cost
-from hesse.methods.sweep_live import LiveLeaves
+from hesse.methods.sweep import route as sweep_route
+from hesse.methods.sweep import walk as sweep
+from hesse.methods.sweep.carried.leaves import LiveLeaves
+from hesse.methods.sweep.cost import cost
 from hesse.structure import NoStructure
 from networks import Residual
 from oracle import hessian_matrix, relative_error
@@ -252,7 +253,7 @@ def test_losses(name):
 
 
 def test_blocks_beside_what_is_not_covered(monkeypatch):
-    monkeypatch.setattr("hesse.planning._products", lambda meter, leaves: 0.0)
+    monkeypatch.setattr("hesse.planning.choice._products", lambda meter, leaves: 0.0)
     data, targets = x(5, 4), classes(3, 5)
 
     def function(tied, norm, bias, last):

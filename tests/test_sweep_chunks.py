@@ -7,9 +7,10 @@ from torch import nn
 
 import hesse
 from cases import classes, of_model, x
-from hesse.methods import sweep, sweep_route
-from hesse.methods.sweep_cost import cost
-from hesse.methods.sweep_live import LiveLeaves
+from hesse.methods.sweep import route as sweep_route
+from hesse.methods.sweep import walk as sweep
+from hesse.methods.sweep.carried.leaves import LiveLeaves
+from hesse.methods.sweep.cost import cost
 from hesse.runtime.memory import Budget
 from hesse.structure import NoStructure
 from networks import Residual
@@ -236,7 +237,7 @@ def test_samples_that_are_joined_and_used_again_are_not_taken_in_chunks():
 @pytest.fixture
 def budget(monkeypatch):
     """Leave just so much memory that a question takes so many chunks."""
-    monkeypatch.setattr("hesse.methods.sweep_cost._ROOM", 1.0)
+    monkeypatch.setattr("hesse.methods.sweep.cost._ROOM", 1.0)
 
     def leave(function, tensors, chunks, question):
         blocks = question == "blocks"

@@ -8,7 +8,7 @@ from torch import nn
 import hesse
 from cases import x
 from hesse import errors
-from hesse.gradient import Gradient
+from hesse.look.gradient import Gradient
 from hesse.tape.samples import Samples
 from networks import NETWORKS, BentNet, Penalised, Problem, Shared, contrastive, mlp, squares
 from questions import BLOCKS, DIAGONAL, HESSIAN, QUESTIONS
@@ -117,17 +117,17 @@ def test_dropout_is_refused(question):
 def deaf(monkeypatch):
     """Samples are taken to lie in dimension 0, and not to touch."""
     monkeypatch.setattr("hesse.tape.samples.found", lambda before, after, which: Samples(len(which), 0))
-    monkeypatch.setattr("hesse.explore.noticed", lambda *arguments: False)
+    monkeypatch.setattr("hesse.look.explore.noticed", lambda *arguments: False)
 
 
 def alone(monkeypatch):
     """Weights are taken to be used by their layers alone."""
-    monkeypatch.setattr("hesse.tape.layers._alone", lambda *arguments: True)
+    monkeypatch.setattr("hesse.calls.weights._alone", lambda *arguments: True)
 
 
 def trusting(monkeypatch):
     """Every Hessian is taken to be symmetric."""
-    monkeypatch.setattr("hesse.evaluation._custom_functions", lambda value: set())
+    monkeypatch.setattr("hesse.look.evaluation._custom_functions", lambda value: set())
 
 
 def normed():

@@ -1,9 +1,9 @@
 """hesse: exact second derivatives of PyTorch functions."""
 
 from hesse.answer import Result
-from hesse.certificate import Certificate
+from hesse.checks.certificate import Certificate
 from hesse.errors import HesseError, HesseWarning
-from hesse.planning import Estimate, Plan, Share
+from hesse.planning.choice import Estimate, Plan, Share
 from hesse.questions import approximate as _approximate
 from hesse.questions import diagonal as _diagonal
 from hesse.questions import hessian as _hessian

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from hesse import planning
-from hesse.certificate import Autograd, Certificate, Route
-from hesse.cost import Meter
-from hesse.differences import Differences, require_graph
+from hesse.checks.certificate import Autograd, Certificate, Route
+from hesse.checks.differences import Differences, require_graph
 from hesse.errors import ArgumentError, BudgetError, NonFiniteWarning, warn
-from hesse.evaluation import evaluated, remark, require_deterministic, value_of
-from hesse.explore import explore
-from hesse.finite import first_non_finite
-from hesse.gradient import Gradient, require_influence
-from hesse.planning import Plan
+from hesse.look.evaluation import evaluated, remark, require_deterministic, value_of
+from hesse.look.explore import explore
+from hesse.look.finite import first_non_finite
+from hesse.look.gradient import Gradient, require_influence
+from hesse.look.meter import Meter
+from hesse.planning import choice as planning
+from hesse.planning.choice import Plan
 from hesse.problem import Problem
 from hesse.runtime.memory import Budget, show
 from hesse.runtime.progress import Progress, ProgressOption

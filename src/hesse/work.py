@@ -10,23 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse import planning
-from hesse.certificate import Autograd, Certificate, Route, certify
-from hesse.cost import Meter
-from hesse.differences import Differences, hiding
+from hesse.checks.certificate import Autograd, Certificate, Route, certify
+from hesse.checks.differences import Differences, hiding
+from hesse.checks.suspects import suspects
 from hesse.errors import CertificateWarning, DerivativeWarning, NonFiniteWarning, warn
-from hesse.evaluation import calls_of
-from hesse.gradient import Gradient, on_the_graph
-from hesse.methods import dense, sweep, sweep_cost, sweep_route, taps
-from hesse.partial import Partial, split
-from hesse.planning import Plan
+from hesse.look.evaluation import calls_of
+from hesse.look.gradient import Gradient, on_the_graph
+from hesse.look.meter import Meter
+from hesse.methods import dense
+from hesse.methods.partial import Partial, split
+from hesse.methods.sweep import cost as sweep_cost
+from hesse.methods.sweep import route as sweep_route
+from hesse.methods.sweep import walk as sweep
+from hesse.methods.taps import run as taps
+from hesse.methods.taps.part import LayerPart
+from hesse.planning import choice as planning
+from hesse.planning.choice import Plan
 from hesse.probe import Probe, random_signs
 from hesse.problem import Problem
 from hesse.runtime.progress import Progress
 from hesse.selection import Part
 from hesse.structure import NoStructure, sought
-from hesse.suspects import suspects
-from hesse.tapped_part import LayerPart
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.methods.sweep_route import leading_to
+from hesse.calls.diagonals import with_diagonals
+from hesse.methods.sweep.route import leading_to
 from hesse.structure import NoStructure
-from hesse.tape.diagonals import with_diagonals
 from hesse.tape.record import Recorder, Value
 
 KINDS = ("becker-lecun", "hesscale")

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hesse.cost import CHUNK, Cost, Meter
-from hesse.gradient import Gradient
+from hesse.look.gradient import Gradient
+from hesse.look.meter import CHUNK, Cost, Meter
 from hesse.probe import Probe, random_signs
 from hesse.runtime.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.errors import ArgumentError, OutputError, StructureError
-from hesse.evaluation import errors_explained, evaluate
+from hesse.look.evaluation import errors_explained, evaluate
 from hesse.methods import approximate
 from hesse.problem import Problem, from_function
 from hesse.runtime.isolation import isolated
@@ -47,7 +47,7 @@ def approximate_diagonal(func: Callable[..., Tensor], params: Any, kind: str = "
     the error, and there is no check: docs/benchmarks.md sets them beside the exact diagonals of networks.
 
     It costs a few gradients, and memory for the gradients by all values. A call outside of the table in
-    `hesse.tape.rules` takes a product for every element of its result that touches others: batch norm in
+    `hesse.calls.table` takes a product for every element of its result that touches others: batch norm in
     training, or a recurrent layer of many steps, can be slow.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hesse.answer import Options, plan_for
 from hesse.errors import ArgumentError
-from hesse.planning import Plan
+from hesse.planning.choice import Plan
 from hesse.problem import from_function
 from hesse.selection import part_of
 

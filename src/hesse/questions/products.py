@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.differences import require_graph
+from hesse.checks.differences import require_graph
 from hesse.errors import ArgumentError, NonFiniteWarning, warn
-from hesse.evaluation import evaluated, remark, require_deterministic, value_of
-from hesse.finite import first_non_finite, is_finite
-from hesse.gradient import Gradient, on_the_graph, require_influence
+from hesse.look.evaluation import evaluated, remark, require_deterministic, value_of
+from hesse.look.finite import first_non_finite, is_finite
+from hesse.look.gradient import Gradient, on_the_graph, require_influence
 from hesse.problem import Problem, from_function
 from hesse.questions.trace import total
 from hesse.runtime.batches import stacks

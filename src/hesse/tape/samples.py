@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.tape.layers import LayerCall, layer_call
+from hesse.calls.weights import LayerCall, layer_call
 from hesse.tape.record import Call, Recorder
 
 

@@ -1,0 +1,1 @@
+"""What a walk backwards carries: terms, their sum, and reading them where parameters enter."""

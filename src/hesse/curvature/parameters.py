@@ -1,0 +1,459 @@
+r"""Where parameters enter a call linearly: from the curvature of its result to that of the parameters.
+
+With $v = J w + \dots$ for every sample, the block of the parameters w is $\sum_n J^T K_{vv} J$. Its diagonal
+needs the gradient by w for every column of $K_{vv}$ and every sample, and often less.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hesse.calls.local import Local
+from hesse.calls.table import Kind, kind_of
+from hesse.calls.weights import layer_call
+from hesse.curvature.layer_space import Layer, add_own, mirror
+from hesse.curvature.terms import Block, applied
+from hesse.tape.record import Value
+from hesse.tape.samples import Samples
+
+Path = list[tuple[Value, Local | None]]
+"""The values from where a parameter enters up to the leaf, each with the view that made it."""
+
+
+HELD = 2**24
+"""How many numbers of gradients by parameters are held at once."""
+
+
+class Entry(ABC):
+    """A place where parameters enter linearly.
+
+    Attributes:
+        leaves: indices of the parameters.
+        place: the samples in the result.
+        like: a tensor like the result.
+        size: coordinates of the parameters.
+        shape: of w.
+        positions: elements of a sample's result that share a coordinate.
+    """
+
+    leaves: Sequence[int]
+    place: Samples
+    like: Tensor
+    size: int
+    shape: torch.Size
+    positions: int
+
+    @abstractmethod
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Columns [r, *result] times J, sample by sample: [r, N, *w]."""
+
+    @abstractmethod
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ diag(d) J`, for d of the result's shape."""
+
+    @abstractmethod
+    def dense(self, core: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ C J`, for blocks C [N, f, f]."""
+
+    def work(self, rank: int) -> int:
+        """Multiplications and additions of reading a term of this rank."""
+        return 4 * rank * self.like.numel()
+
+    def held(self, rank: int, dense: bool, unit: bool, count: int) -> int:
+        """Numbers that reading a term holds for so many samples.
+
+        `dense`: its core is; `unit`: its columns are coordinates.
+        """
+        width = self.like.numel() // self.place.count
+        if dense and unit:
+            return count * width * self.positions
+        columns = min(rank, max(1, HELD // (count * self.size)))
+        turned = dense * count * rank * (rank + width)
+        return turned + columns * count * (self.size + width)
+
+    def held_by_matrix(self, count: int) -> int:
+        """Numbers that making a block holds for so many samples."""
+        width = self.like.numel() // self.place.count
+        return 6 * self.size**2 + count * width * (2 * width + 2 * self.shape[-1])
+
+    @abstractmethod
+    def layout(self, stack: Tensor) -> Tensor:
+        """Columns [r, *result] in the order that `forward` gives: [r, N, f]."""
+
+    @abstractmethod
+    def forward(self, direction: Tensor) -> Tensor:
+        """J times a direction like w: [N, f]."""
+
+    @abstractmethod
+    def backward(self, vectors: Tensor) -> Tensor:
+        """`Jᵀ` times [N, f], summed over samples: like w."""
+
+    @abstractmethod
+    def split_stack(self, stack: Tensor) -> dict[int, Tensor]:
+        """Stacks of values like w, [..., *w], as those of each parameter."""
+
+    @abstractmethod
+    def within(self, curvature: Tensor) -> Tensor:
+        """`Jᵀ K J` for K of every sample in the order of `layout`, [N, f, f]: [size, size]."""
+
+    @abstractmethod
+    def within_diagonal(self, diagonal: Tensor) -> Tensor:
+        """`Jᵀ diag(d) J`, for d of the result's shape: [size, size]."""
+
+    @abstractmethod
+    def narrowed(self, numbers: range) -> Entry:
+        """For some of the samples."""
+
+    def split(self, values: Tensor) -> dict[int, Tensor]:
+        """Values like w as those of each parameter."""
+        return {i: part.squeeze(0) for i, part in self.split_stack(values.unsqueeze(0)).items()}
+
+    def factor(self, core: Tensor, columns: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ Uᵀ C U J`: squared gradients, weighted by the eigenvalues of C."""
+        if core.dim() == 3 and self.size < 16 * len(columns):  # which would take longer than what they save
+            return self.cross(columns, self._times(core, columns))
+        return torch.stack([weights @ g.square_() for weights, g in self._weighted(core, columns)]).sum(0)
+
+    def _times(self, core: Tensor, columns: Tensor) -> Tensor:
+        """C U, as columns [r, *result]."""
+        return self.place.back(applied(core, self.place.first(columns, 1)), 1)
+
+    def cross(self, left: Tensor, right: Tensor) -> Tensor:
+        """The diagonal of `Jᵀ Lᵀ R J`."""
+        chunks = zip(left.split(self._chunk), right.split(self._chunk), strict=True)
+        products = [(self.gradients(one) * self.gradients(other)).sum((0, 1)) for one, other in chunks]
+        return sum(products[1:], products[0])
+
+    def _weighted(self, core: Tensor, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gradients by w [m, size] for columns in which C is diagonal, each with what is on it."""
+        if core.dim() == 3:
+            core, turned = torch.linalg.eigh(core)
+            first = self.place.first(columns, 1)
+            columns = self.place.back(torch.einsum("qn...,nqr->rn...", first, turned), 1)
+        for some, weights in zip(columns.split(self._chunk), core.T.split(self._chunk), strict=True):
+            yield weights.flatten(), self.gradients(some).reshape(weights.numel(), -1)
+
+    def matrix(self, block: Block) -> dict[int, Tensor]:
+        """The diagonal block of `Jᵀ K J` for each parameter, as a matrix."""
+        parts = []
+        dense = None if block.dense is None else block.dense[:, self._order[:, None], self._order]
+        for core, columns in block.factors:
+            if len(columns) < self.positions:
+                parts += [
+                    (gradients.T * weights) @ gradients
+                    for weights, gradients in self._weighted(core, columns)
+                ]
+            else:
+                u = self.layout(columns)
+                found = torch.einsum("rnf,rng->nfg", applied(core, u), u)
+                dense = found if dense is None else dense.add_(found)
+        for left, right in block.crosses:
+            if len(left) < self.positions:
+                one, other = (self.gradients(side).reshape(-1, self.size) for side in (left, right))
+                parts.append(one.T @ other + other.T @ one)
+            else:
+                half = torch.einsum("rnf,rng->nfg", self.layout(left), self.layout(right))
+                found = half + half.transpose(1, 2)
+                dense = found if dense is None else dense.add_(found)
+        if block.diagonal is not None:
+            parts.append(self.within_diagonal(block.diagonal))
+        if dense is not None:
+            parts.append(self.within(dense))
+        if not parts:
+            parts.append(self.like.new_zeros(self.size, self.size))
+        total = sum(parts[1:], parts[0])
+        matrices = {}
+        for i, columns in self.split_stack(total.T.reshape((-1, *self.shape))).items():  # it is symmetric
+            count = columns[0].numel()
+            rows = columns.movedim(0, -1).reshape((*columns.shape[1:], *self.shape))
+            matrices[i] = self.split_stack(rows)[i].reshape(count, count)
+        return matrices
+
+    def product(self, block: Block, direction: Tensor) -> Tensor:
+        """`Jᵀ K J` times a direction like w."""
+        w = self.forward(direction)
+        total = torch.zeros_like(w)
+        for sides in block.crosses:
+            left, right = map(self.layout, sides)
+            for one, other in ((left, right), (right, left)):
+                total += torch.einsum("rnf,rn->nf", one, torch.einsum("rnf,nf->rn", other, w))
+        for core, columns in block.factors:
+            u = self.layout(columns)
+            along = applied(core, torch.einsum("rnf,nf->rn", u, w).unsqueeze(2)).squeeze(2)
+            total += torch.einsum("rnf,rn->nf", u, along)
+        if block.diagonal is not None:
+            total += self.layout(block.diagonal.unsqueeze(0))[0] * w
+        if block.dense is not None:
+            ordered = torch.empty_like(w)
+            ordered[:, self._order] = w
+            total += (block.dense @ ordered.unsqueeze(2)).squeeze(2)[:, self._order]
+        return self.backward(total)
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """Where the elements of one sample lie, in the order of `layout`."""
+        shape = self.place.first(self.like).shape
+        numbers = torch.arange(shape[1:].numel(), device=self.like.device).view(1, *shape[1:])
+        return self.layout(self.place.back(numbers.expand(shape)).unsqueeze(0))[0, 0]
+
+    @property
+    def _chunk(self) -> int:
+        """How many columns' gradients are held at once."""
+        return max(1, HELD // (self.place.count * self.size))
+
+    def diagonal(self, block: Block) -> Tensor:
+        """The diagonal of `Jᵀ K J`, like w."""
+        parts = [self.factor(core, columns).view(self.shape) for core, columns in block.factors]
+        parts += [2 * self.cross(left, right).view(self.shape) for left, right in block.crosses]
+        if block.diagonal is not None:
+            parts.append(self.squares(block.diagonal))
+        if block.dense is not None:
+            parts.append(self.dense(block.dense))
+        return (
+            torch.stack(parts).sum(0)
+            if parts
+            else torch.zeros_like(self.backward(self.place.flat(self.like)))
+        )
+
+
+class LayerEntry(Entry):
+    """The weight and bias of a layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.leaves, self.place, self.like = layer.tensors, layer.samples, layer.gradient
+        outputs = layer.columns // layer.positions // layer.groups
+        self.shape = torch.Size((layer.groups, outputs, layer.a.shape[-1]))
+        self.size, self.positions = self.shape.numel(), layer.positions
+        self._layer = layer
+
+    def narrowed(self, numbers: range) -> LayerEntry:
+        """By input and result."""
+        call = replace(self._layer.call, input=self.place.narrow(self._layer.call.input.detach(), numbers))
+        like = self.place.narrow(self.like, numbers)
+        return LayerEntry(Layer(call, self.place.narrowed(numbers), like))
+
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Outer products of column and input, summed over positions."""
+        return torch.einsum("rntgo,ntgi->rngoi", self._layer.layout(columns), self._layer.a)
+
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """Squared inputs."""
+        z = self._layer.layout(diagonal.unsqueeze(0)).squeeze(0)
+        return torch.einsum("ntgo,ntgi->goi", z, self._layer.a.square())
+
+    def factor(self, core: Tensor, columns: Tensor) -> Tensor:
+        """By pairs of positions, where those are fewer than columns."""
+        if self._layer.positions > len(columns):
+            return super().factor(core, columns)
+        return self.cross(columns, self._times(core, columns))
+
+    def cross(self, left: Tensor, right: Tensor) -> Tensor:
+        """Likewise."""
+        if self._layer.positions > len(left):
+            return super().cross(left, right)
+        one, other = self._layer.layout(left), self._layer.layout(right)
+        if self._layer.positions == 1:
+            return self._by_output((one * other).sum(0).squeeze(1))
+        return self._by_pairs(torch.einsum("rntgo,rnsgo->ngots", one, other))
+
+    def dense(self, core: Tensor) -> Tensor:
+        """The blocks of every output by itself, over pairs of positions."""
+        order = self._order.view(self._layer.positions, self._layer.groups, -1).permute(1, 2, 0)
+        if self._layer.positions == 1:
+            return self._by_output(core.diagonal(dim1=1, dim2=2)[:, order.squeeze(-1)])
+        return self._by_pairs(core[:, order.unsqueeze(-1), order.unsqueeze(-2)])
+
+    def _by_output(self, diagonal: Tensor) -> Tensor:
+        """From the diagonals [N, G, O] for a single position."""
+        return torch.einsum("ngo,ngi->goi", diagonal, self._layer.a.squeeze(1).square())
+
+    def _by_pairs(self, pairs: Tensor) -> Tensor:
+        """From the blocks [N, G, O, T, T]."""
+        a = self._layer.a
+        across = torch.einsum("ngots,nsgi->ngoti", pairs, a)
+        return torch.einsum("ngoti,ntgi->goi", across, a)
+
+    def work(self, rank: int) -> int:
+        """By columns, or by pairs of positions."""
+        positions = self._layer.positions
+        pairs = 2 * self.like.numel() * positions * rank
+        return 2 * self.place.count * self.size * positions * min(rank, positions) + pairs * (
+            positions <= rank
+        )
+
+    def held(self, rank: int, dense: bool, unit: bool, count: int) -> int:
+        """The input, and by columns or by pairs of positions."""
+        a = count * self.positions * self.shape[0] * self.shape[2]
+        if self.positions > rank:
+            return a + super().held(rank, dense, unit, count)
+        width, inputs = self.like.numel() // self.place.count, self.positions * self.shape[2]
+        columns = 0 if unit else 2 * rank * width
+        pairs = width * (self.positions + inputs) if self.positions > 1 else 0
+        return a + count * (columns + pairs)
+
+    def layout(self, stack: Tensor) -> Tensor:
+        """By position, group and output."""
+        return self._layer.layout(stack).flatten(2)
+
+    def forward(self, direction: Tensor) -> Tensor:
+        """The layer with another weight and bias."""
+        return torch.einsum("ntgi,goi->ntgo", self._layer.a, direction).flatten(1)
+
+    def backward(self, vectors: Tensor) -> Tensor:
+        """Outer products with the inputs."""
+        z = vectors.view(*self._layer.a.shape[:3], -1)
+        return torch.einsum("ntgo,ntgi->goi", z, self._layer.a)
+
+    def split_stack(self, stack: Tensor) -> dict[int, Tensor]:
+        """The weight's, and the bias's that is joined to it."""
+        return self._layer.split(stack)
+
+    def within(self, curvature: Tensor) -> Tensor:
+        """For one output after another: its positions meet the input, then those of outputs from it on."""
+        a, (groups, outputs, inputs) = self._layer.a, self.shape
+        block = curvature.new_empty(groups * outputs, inputs, groups * outputs, inputs)
+        if groups == self.positions == 1:
+            add_own(block, a[:, 0, 0], range(outputs), curvature.transpose(0, 1))
+            return block.view(self.size, self.size)
+        places = curvature.unflatten(2, (-1, groups, outputs)).unflatten(1, (-1, groups * outputs))
+        for o in range(groups * outputs):
+            start = o if groups == 1 else 0
+            moved = torch.einsum("ntshp,nti->nishp", places[:, :, o, ..., start:], a[:, :, o // outputs])
+            block[start:, :, o] = torch.einsum("nishp,nshq->hpqi", moved, a).flatten(0, 1)
+        if groups == 1:
+            mirror(block)
+        return block.view(self.size, self.size)
+
+    def within_diagonal(self, diagonal: Tensor) -> Tensor:
+        """A block for every output by itself."""
+        z, a = self._layer.layout(diagonal.unsqueeze(0)).squeeze(0), self._layer.a
+        blocks = (
+            torch.einsum("nto,nti,ntj->oij", z[:, :, g], a[:, :, g], a[:, :, g]) for g in range(z.shape[2])
+        )
+        joined: Tensor = torch.block_diag(*(own for block in blocks for own in block))
+        return joined
+
+
+class Spread(Entry):
+    """A parameter that is broadcast over the result and multiplied by a slope: scale, shift, positions."""
+
+    def __init__(self, leaf: int, path: Path, place: Samples, slope: Tensor, trailing: int) -> None:
+        """`trailing`: dimensions of the result after those of the parameter."""
+        self.leaves = [leaf]
+        self._leaf, self._path, self._trailing = leaf, path, trailing
+        self.place, self.like, self.size = place, slope, path[0][0].tensor.numel()
+        own = list(path[0][0].tensor.shape)
+        shape = [1] * (slope.dim() - len(own) - trailing) + own + [1] * trailing
+        if place.count > 1:
+            kept = place.outer == place.inner == 1
+            shape[place.dim : place.dim + 1] = [] if kept else [1, 1]
+        self.shape = torch.Size(shape)
+        self.positions = max(1, slope.numel() // place.count // self.size)
+        self._slope = place.first(slope)
+
+    def narrowed(self, numbers: range) -> Spread:
+        """By the slope."""
+        slope = self.place.narrow(self.like, numbers)
+        return Spread(self._leaf, self._path, self.place.narrowed(numbers), slope, self._trailing)
+
+    def gradients(self, columns: Tensor) -> Tensor:
+        """Summed over all that the parameter is broadcast over but the samples."""
+        spread = self.place.first(columns, 1) * self._slope
+        return spread.sum_to_size(*spread.shape[:2], *self.shape)
+
+    def squares(self, diagonal: Tensor) -> Tensor:
+        """Elements that share a coordinate are only added up."""
+        return (self.place.first(diagonal) * self._slope.square()).sum_to_size(1, *self.shape).squeeze(0)
+
+    def dense(self, core: Tensor) -> Tensor:
+        """The blocks of every coordinate, over pairs of the elements that it is broadcast over."""
+        pairs = core[:, self._shared.unsqueeze(2), self._shared.unsqueeze(1)]
+        slope = self._slope.reshape(len(core), -1)[:, self._shared]
+        return torch.einsum("nwab,nwa,nwb->w", pairs, slope, slope).view(self.shape)
+
+    @cached_property
+    def _shared(self) -> Tensor:
+        """For every coordinate, its elements in one sample: [w, m]."""
+        rest = self._slope.shape[1:]
+        own = [d for d, size in enumerate(self.shape) if size > 1]
+        over = [d for d, size in enumerate(self.shape) if size == 1]
+        numbers = torch.arange(rest.numel(), device=self._slope.device).view(rest)
+        count = torch.Size(self.shape).numel()
+        return numbers.permute(*own, *over).reshape(count, -1)
+
+    def layout(self, stack: Tensor) -> Tensor:
+        """As they lie."""
+        return self.place.flat(stack, 1)
+
+    def forward(self, direction: Tensor) -> Tensor:
+        """Broadcast, and times the slope."""
+        return (self._slope * direction).reshape(len(self._slope), -1)
+
+    def backward(self, vectors: Tensor) -> Tensor:
+        """Times the slope, and summed."""
+        return (vectors.view(self._slope.shape) * self._slope).sum_to_size(1, *self.shape).squeeze(0)
+
+    def split_stack(self, stack: Tensor) -> dict[int, Tensor]:
+        """Through the views that the parameter entered by, backwards."""
+        found = stack.reshape(-1, *self._path[0][0].tensor.shape)
+        for _, view in self._path:
+            if view is not None:
+                (found,) = view.pull([found]).values()
+        return {self._leaf: found}
+
+    def within(self, curvature: Tensor) -> Tensor:
+        """By the derivative of the result, coordinate by coordinate."""
+        ones = torch.eye(self.size, dtype=curvature.dtype, device=curvature.device)
+        columns = torch.stack([self.forward(one) for one in ones.view(-1, *self.shape)], 1)  # N, w, f
+        block: Tensor = torch.einsum("nwf,nvf->wv", columns @ curvature, columns)
+        return block
+
+    def within_diagonal(self, diagonal: Tensor) -> Tensor:
+        """Coordinates do not meet."""
+        return self.squares(diagonal).flatten().diag()
+
+
+def entries(step: Local, uses: Mapping[Value, int]) -> Iterator[Entry]:
+    """Where parameters that have no other uses enter a call."""
+    if len(step.outputs) != 1 or step.outputs[0] not in step.samples:
+        return
+    (output,) = step.outputs
+    place = step.samples[output]
+
+    def path(value: Value) -> tuple[int, Path] | None:
+        found = _path(value)
+        return found if found is not None and all(uses[held] == 1 for held, _ in found[1]) else None
+
+    layer = layer_call(step.call)
+    if layer is not None:
+        weight = path(layer.through)
+        if weight is not None and place.dim < output.tensor.dim() - layer.kind.own[1]:
+            shared = any(uses[v] > 1 for v in step.call.inputs.values() if v.leaf == layer.bias)
+            layer = replace(layer, bias=None) if shared else layer
+            yield LayerEntry(Layer(layer, place, output.tensor.detach()))
+    else:
+        for parameter, slope, trailing in step.spread():
+            entering = path(parameter)
+            at = place.dim - output.tensor.dim() + trailing + parameter.tensor.dim()
+            one_each = place.count > 1 and at >= 0 and parameter.tensor.shape[at] > 1
+            if entering is not None and not one_each:
+                yield Spread(*entering, place, slope, trailing)
+
+
+def _path(value: Value) -> tuple[int, Path] | None:
+    """The leaf that a value is, or is a view of."""
+    path: Path = []
+    while value.leaf is None:
+        call = value.source
+        if call is None or kind_of(call) is not Kind.VIEW or len(call.outputs) > 1 or len(call.inputs) > 1:
+            return None
+        (held,) = call.inputs.values()
+        path.append((value, Local(call, [held], {})))
+        value = held
+    return value.leaf, [*path, (value, None)]

@@ -1,0 +1,115 @@
+"""A first look at a function, before it is differentiated twice: its gradient, its time, its samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from hesse.look.evaluation import Evaluation, Gradients, errors_explained, evaluate
+from hesse.problem import Problem
+from hesse.runtime.isolation import isolated
+from hesse.structure import NoStructure, refusing, sought
+from hesse.tape.record import Call
+from hesse.tape.samples import (
+    ONE_SAMPLE,
+    Exploration,
+    Noise,
+    Perturbing,
+    Samples,
+    data_of,
+    everywhere,
+    noticed,
+    nudged,
+    pushed,
+)
+
+
+def explore(problem: Problem, first: Evaluation) -> Exploration:
+    """Take the gradient; where calls were recorded, evaluate once or twice more to find the samples.
+
+    What the evaluations changed is put back. Random numbers go on from where they are.
+    """
+    known = Exploration(seconds=first.seconds, changed=first.watch.changed, why_not=first.untaped)
+    if first.tape is None:
+        first.watch.restore()
+        return known
+    began = time.perf_counter()
+    layers = {layer.order for layer in first.layers}
+    met = [call for call in first.tape.calls if call.order in layers or data_of(call)]
+    gradient, by_met = first.gradients([call.outputs[0] for call in met], create_graph=False)
+    seconds = first.seconds + time.perf_counter() - began
+    first.watch.restore()
+    known = replace(known, samples=dict.fromkeys(layers, ONE_SAMPLE), gradient=gradient, seconds=seconds)
+    best, reasons = known, []
+    hopeless = not layers or first.tape.hidden or not first.value.requires_grad
+    for dim in () if hopeless else (0, 1):
+        try:
+            look = _looked(problem, first, met, by_met, dim)
+        except NoStructure as error:
+            reasons.append(str(error))
+            continue
+        if _separate(look.samples) > _separate(best.samples):
+            best = look
+        if _separate(best.samples) == len(layers):
+            break
+    why_not = None if best is not known else next(iter(reasons), None)
+    return replace(known, samples=best.samples, places=best.places, touching=best.touching, why_not=why_not)
+
+
+def _separate(samples: Mapping[int, Samples]) -> int:
+    return sum(places.count > 1 for places in samples.values())
+
+
+def _looked(
+    problem: Problem, first: Evaluation, met: Sequence[Call], gradients: Gradients, dim: int
+) -> Exploration:
+    """What a look finds; where other values lead elsewhere, by smaller changes that keep all signs.
+
+    Raises:
+        NoStructure: neither could be done.
+    """
+    try:
+        with sought():
+            return _look(problem, first, met, gradients, dim, pushed)
+    except NoStructure as refusal:
+        try:
+            with sought():
+                return _look(problem, first, met, gradients, dim, nudged)
+        except NoStructure:
+            raise refusal from None
+
+
+def _look(
+    problem: Problem, first: Evaluation, met: Sequence[Call], gradients: Gradients, dim: int, noise: Noise
+) -> Exploration:
+    """Where the samples are if those that come in lie in dimension `dim`; one sample where they touch.
+
+    `met` and `gradients`: the calls where samples come in, and the first evaluation's gradients by these.
+    """
+    assert first.tape is not None
+    before = first.tape.calls
+    with isolated() as watch, errors_explained():
+        leaves = problem.leaves()
+        again = Perturbing(leaves, before, first.layers, dim, noise)
+        if again.count == 1:
+            return Exploration()
+        with refusing("func could not be evaluated with some of its samples changed"):
+            with again:
+                value = evaluate(problem, leaves, watch)
+            if again.hidden or len(again.calls) != len(before):
+                raise NoStructure(again.hidden or "other values lead to other calls")
+            edges = [again.calls[call.order].outputs[0].edge for call in met]
+            found = torch.autograd.grad(value, edges, allow_unused=True)
+    samples: dict[int, Samples] = {}
+    touching = None
+    for call, gradient, other in zip(met, gradients, found, strict=True):
+        own = again.places.get(call.order, ONE_SAMPLE)
+        if own.count > 1 and noticed(gradient, other, own, again.which):
+            own, touching = ONE_SAMPLE, touching or call.name
+        samples[call.order] = own
+    places = everywhere(before, again.calls, again.which)
+    by_layer = {layer.order: samples[layer.order] for layer in first.layers}
+    return Exploration(by_layer, places, touching=touching)

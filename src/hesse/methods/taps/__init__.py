@@ -1,0 +1,1 @@
+"""Taps: one product an output of a layer, and not one a weight."""

@@ -1,0 +1,1 @@
+"""Which method answers a question, and what it will take."""

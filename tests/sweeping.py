@@ -4,10 +4,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hesse.look.perturb import chosen, everywhere, perturbed
 from hesse.methods.sweep import route as sweep_route
 from hesse.methods.sweep import walk as sweep
 from hesse.tape.record import Recorder
-from hesse.tape.samples import Samples, chosen, everywhere, perturbed
+from hesse.tape.samples import Samples
 from oracle import hessian_matrix
 
 

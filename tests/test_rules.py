@@ -5,8 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from cases import x
-from hesse.calls.table import TABLE, Kind, canonical, kind_of
+from hesse.calls.elementwise import Elements, Scaling, Separable
+from hesse.calls.facts import Linear, Selecting, Straight
+from hesse.calls.moving import Moving
+from hesse.calls.products import Product
+from hesse.calls.table import TABLE, canonical, row_of, site_of
 from hesse.tape.record import Recorder
+from hesse.tape.samples import ONE_SAMPLE
 
 
 def positive(*shape):
@@ -104,6 +109,20 @@ CALLS = {
     "addcmul": (lambda a, b, c: torch.addcmul(a, b, c), A, A, A),
     "addcdiv": (lambda a, b, c: torch.addcdiv(a, b, c), A, A, A),
     "mse_loss": (lambda a, b: F.mse_loss(a, b), A, A),
+    "max_pool1d": (lambda a: F.max_pool1d(a, 2), (2, 3, 4)),
+    "max_pool2d": (lambda a: F.max_pool2d(a, 3, 2, 1), IMAGE),
+    "max_pool3d": (lambda a: F.max_pool3d(a, 2, dilation=(1, 1, 2)), (1, 2, 2, 2, 4)),
+    "max_pool1d_with_indices": (lambda a: F.max_pool1d(a, 2, 1, return_indices=True)[0], (3, 4)),
+    "max_pool2d_with_indices": (lambda a: F.max_pool2d(a, 3, 1, return_indices=True)[0], IMAGE),
+    "max_pool3d_with_indices": (lambda a: F.max_pool3d(a, 2, return_indices=True)[0], (2, 2, 2, 4)),
+    "rmatmul": (lambda a, b: torch.Tensor.__rmatmul__(a, b), (3, 2), A),
+    "softmax": (lambda a: a.softmax(1), A),
+    "log_softmax": (lambda a: F.log_softmax(a, 1), A),
+    "cross_entropy": (lambda a: F.cross_entropy(a, torch.tensor([2, 0])), A),
+    "layer_norm": (lambda a: F.layer_norm(a, (3,)), A),
+    "rms_norm": (lambda a: F.rms_norm(a, (3,)), A),
+    "group_norm": (lambda a: F.group_norm(a, 2), IMAGE),
+    "batch_norm": (lambda a: F.batch_norm(a, torch.zeros(3).double(), torch.ones(3).double()), A),
     **{
         name: (lambda a, b, name=name: getattr(torch, name)(a, b), A, A)
         for name in ["add", "sub", "mul", "div", "maximum", "minimum", "atan2", "logaddexp", "xlogy"]
@@ -131,14 +150,25 @@ def call_of(name):
     return getattr(torch, name, None) or getattr(F, name), A
 
 
-@pytest.mark.parametrize("name", TABLE)
+def facts_of(call):
+    inputs = list(dict.fromkeys(call.inputs.values()))
+    return site_of(call, inputs, dict.fromkeys([*inputs[:1], *call.outputs], ONE_SAMPLE))
+
+
+CLOSED = [name for name, row in TABLE.items() if row.first]
+
+
+@pytest.mark.parametrize("name", CLOSED)
 def test_row(name):
     function, *shapes = call_of(name)
     tensors = [positive(*shape).requires_grad_() for shape in shapes]
     with Recorder(tensors) as tape:
         function(*tensors)
     call = next(call for call in tape.calls if canonical(call.name) == name)
-    assert kind_of(call) is TABLE[name]
+    assert row_of(call) is TABLE[name]
+    first, second = facts_of(call).first, facts_of(call).second
+    assert type(first) in TABLE[name].first
+    assert type(second) is TABLE[name].second
 
     results = [t for t in torch.utils._pytree.tree_leaves(function(*tensors)) if t.requires_grad]
     count = sum(t.numel() for t in tensors)
@@ -159,22 +189,22 @@ def test_row(name):
     whole = torch.cat([torch.cat(row, 1) for row in blocks])
     assert whole.shape == (count, count)
 
-    kind = kind_of(call)
-    if kind in (Kind.VIEW, Kind.LINEAR, Kind.PIECEWISE):
+    if isinstance(first, Linear) or isinstance(second, Straight):
         assert not whole.any()
-    if kind is Kind.VIEW:
+    if isinstance(first, Selecting):
         assert set(jacobian.unique().tolist()) <= {0.0, 1.0}
+    if isinstance(first, Moving):
         assert (jacobian.sum(1) == 1).all()
-        assert (jacobian.sum(0) <= 1).all()
-    if kind in (Kind.ELEMENTWISE, Kind.PIECEWISE):
+        assert (jacobian.sum(0) <= 1).all() or not first.distinct
+    if isinstance(first, Scaling):
         (result,) = results
         for part in jacobian.split([t.numel() for t in tensors], 1):
             assert part.shape == (result.numel(), result.numel())
             assert not (part - part.diag().diag()).any()
-    if kind is Kind.SEPARABLE:
+    if isinstance(first, Separable) and isinstance(second, Elements):
         for row in blocks:
             assert not any((block - block.diag().diag()).any() for block in row)
-    if kind is Kind.BILINEAR:
+    if isinstance(first, Product):
         assert not blocks[0][0].any()
         assert not blocks[1][1].any()
 
@@ -183,4 +213,4 @@ def test_an_index_may_take_an_element_twice():
     a = positive(3).requires_grad_()
     with Recorder([a]) as tape:
         a[torch.tensor([0, 0])], a[1:]
-    assert [kind_of(call) for call in tape.calls] == [Kind.LINEAR, Kind.VIEW]
+    assert [isinstance(facts_of(call).first, Moving) for call in tape.calls] == [False, True]

@@ -10,8 +10,9 @@ from torch import nn
 from cases import x
 from hesse.look.evaluation import evaluated
 from hesse.look.explore import explore
+from hesse.look.perturb import chosen, differs, found, noticed, perturbed
 from hesse.problem import from_function
-from hesse.tape.samples import ONE_SAMPLE, Samples, chosen, differs, found, noticed, perturbed
+from hesse.tape.samples import ONE_SAMPLE, Samples
 from networks import Problem, Steps, Tokens, contrastive, mlp, squares
 
 

@@ -3,49 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn import grad as gradients
 
-from hesse.calls import weights as layers
-from hesse.calls.products import Bilinear
-from hesse.curvature.terms import contiguous
+from hesse.calls import layouts
+from hesse.calls.facts import Map, Site
+from hesse.calls.products import Product
 from hesse.structure import NoStructure
-from hesse.tape.record import Call, Value
+from hesse.tape.record import Value
 
 
-class Convolution(Bilinear):
-    """A convolution of images [B, channels, *places], with the samples in B."""
+class Convolution(Product):
+    """A convolution of images [B, channels, *places] by a weight that is not live, with the samples in B."""
 
     thin = True
 
+    def __init__(self, site: Site, weight: Tensor, layout: layouts.Convolution) -> None:
+        super().__init__(site)
+        self._weight, self._layout = weight, layout
+
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """Of a batch, where torch has the transposed map."""
+        call = site.call
+        live = [position for position, value in call.inputs.items() if value in site.inputs]
+        if live != [0] or site.read is None or call.arguments[0].dim() != call.arguments[1].dim():
+            return None
+        weight, _, _, layout = site.read
+        even = all(before == after for before, after in layout.padding)
+        if layout.spread is None and not even:
+            return None
+        if isinstance(weight, Value):
+            if weight.changed:
+                raise NoStructure("the weight of a convolution has been overwritten since")
+            weight = weight.tensor.detach()
+        return cls(site, weight, layout)
+
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Columns that are the same for all samples only once."""
-        (stack,), (value,) = columns, self.inputs
+        (stack,), (value,) = columns, self.site.inputs
         assert stack is not None
         once = stack[:, :1] if stack.stride(1) == 0 else stack
-        return {value: self._pulled(once).expand(*stack.shape[:2], *value.tensor.shape[1:])}
+        return {value: self._pulled_images(once).expand(*stack.shape[:2], *value.tensor.shape[1:])}
 
     def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """As they lie, where every image is a sample."""
-        (output,) = self.outputs
+        (output,) = self.site.outputs
         if len(rows) < len(output.tensor):
             return super().pull_right(rows)
-        return self._pulled(contiguous(rows).unflatten(2, output.tensor.shape[1:])).flatten(2)
+        return self._pulled_images(contiguous(rows).unflatten(2, output.tensor.shape[1:])).flatten(2)
 
-    def _pulled(self, images: Tensor) -> Tensor:
+    def _pulled_images(self, images: Tensor) -> Tensor:
         """Images [*, *, channels, *places]."""
-        (value,) = self.inputs
+        (value,) = self.site.inputs
         pulled = self._transposed(images.flatten(0, 1), value.tensor.shape[1:])
         restored: Tensor = pulled.unflatten(0, images.shape[:2])
         return restored
 
     def _transposed(self, results: Tensor, shape: torch.Size) -> Tensor:
         """A batch of results, pulled back to inputs of a shape."""
-        weight, kind = self._read
+        weight, kind = self._weight, self._layout
         places = len(kind.stride)
         if kind.spread is not None:  # the other way round, it is a plain convolution
             spans = [gap * (size - 1) for gap, size in zip(kind.dilation, kind.shape[2:], strict=True)]
@@ -60,32 +80,12 @@ class Convolution(Bilinear):
         )
         return found
 
-    @cached_property
-    def _read(self) -> tuple[Tensor, layers.Convolution]:
-        read = _read_convolution(self.call)
-        assert read is not None
-        return read
 
-
-def is_convolution(call: Call) -> bool:
-    """Is the call a convolution of a batch, whose transposed map torch has?"""
-    read = _read_convolution(call)
-    if read is None or call.arguments[0].dim() != call.arguments[1].dim():
-        return False
-    _, kind = read
-    return kind.spread is not None or all(before == after for before, after in kind.padding)
-
-
-def _read_convolution(call: Call) -> tuple[Tensor, layers.Convolution] | None:
-    """The weight as the call met it, and how it is laid over the input."""
-    read = layers.read_layer(call)
-    if read is None:
-        return None
-    weight, _, _, kind = read
-    if not isinstance(kind, layers.Convolution):
-        return None
-    if not isinstance(weight, Value):
-        return weight, kind
-    if weight.changed:
-        raise NoStructure("the weight of a convolution has been overwritten since")
-    return weight.tensor.detach(), kind
+def contiguous(block: Tensor) -> Tensor:
+    """A large block [N, f, k] in order; torch copies one transposed matrix faster than a stack of them."""
+    if block.is_contiguous() or block[0].numel() < 1 << 16:
+        return block
+    copy = torch.empty(block.shape, dtype=block.dtype, device=block.device)
+    for to, matrix in zip(copy, block, strict=True):
+        to.copy_(matrix)
+    return copy

@@ -1,4 +1,4 @@
-"""Calls of single elements: their curvature is diagonal."""
+"""Calls of single elements: their second derivative is diagonal."""
 
 from __future__ import annotations
 
@@ -9,67 +9,65 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from hesse.calls.local import Added, Local, grad, onto, rerun, slopes_of
-from hesse.calls.table import Kind, canonical
-from hesse.curvature.terms import Cross, Diagonal, Term, Unit, times
+from hesse.calls.facts import (
+    Across,
+    Bend,
+    Forecast,
+    Map,
+    OnElements,
+    Piece,
+    Scales,
+    Site,
+    fitted,
+    grad,
+    onto,
+    slopes_against,
+    slopes_of,
+    times,
+)
 from hesse.tape.record import Value
+from hesse.tape.replay import rerun
 
 
-class Separable(Local):
+class Separable(Map):
     """A sum of elements, each of which depends on one element of every input."""
 
-    def added(self) -> Added:
-        """Diagonals, if the pieces are not straight; the block of a pair is made of two squares."""
-        if self.kind is Kind.PIECEWISE:
-            return (), 0
-        factors = self.call.inputs.values()
-        product = canonical(self.call.name) == "mul" and len(set(factors)) == len(factors)
-        alone = [] if product else [(value,) for value in self.inputs]
-        return [*alone, *2 * list(combinations(self.inputs, 2))], 0
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """Unless arguments are broadcast, so that elements meet several others."""
+        shapes = {value.tensor.shape for value in site.call.inputs.values()}
+        return cls(site) if len(shapes) == 1 else None
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
-        """A diagonal for every input, and for every pair of inputs."""
-        (adjoint,) = adjoints
-        if adjoint is None:
-            return
-        slopes, seed = self._bending(adjoint)
-        leaves, _ = self._again
-        for i, u in enumerate(self.inputs):
-            if u in slopes and slopes[u].requires_grad:
-                others = self.inputs[: i + 1]
-                bends = grad([slopes[u]], [leaves[w] for w in others], [seed])
-                for w, bend in zip(others, bends, strict=True):
-                    if bool(bend.any()):
-                        yield from self._pair(u, w, bend)
+    @property
+    def leaves(self) -> Mapping[Value, Tensor]:
+        """The inputs, as what `bending` is a function of."""
+        return self.site.again[0]
 
-    def _bending(self, adjoint: Tensor) -> tuple[Mapping[Value, Tensor], Tensor]:
-        """First derivatives, and what to differentiate them with."""
-        leaves, results = self._again
-        slopes = self._slopes(leaves, results, [adjoint]) or []
-        some = next(iter(leaves.values()))
-        return dict(zip(leaves, slopes, strict=False)), torch.ones_like(some)
+    def bending(self, adjoint: Tensor) -> tuple[Mapping[Value, Tensor], Tensor]:
+        """First derivatives with a graph, and what to differentiate them with."""
+        slopes = slopes_against(*self.site.again, [adjoint]) or []
+        some = next(iter(self.leaves.values()))
+        return dict(zip(self.leaves, slopes, strict=False)), torch.ones_like(some)
 
-    def _pair(self, u: Value, w: Value, bend: Tensor) -> Iterator[Term]:
-        """The blocks `K_uw = K_wu`, whose elements meet in those of `bend`."""
-        if u is w:
-            yield Diagonal(onto(bend.unsqueeze(0), u).squeeze(0), {u: None})
-        elif u.tensor.shape == w.tensor.shape == bend.shape:  # 4 u w = (u + w)² - (u - w)²
-            yield Diagonal(bend / 2, {u: None, w: None})
-            yield Diagonal(-bend / 2, {u: None, w: torch.full_like(bend, -1)})
-        else:
-            u, w = sorted((u, w), key=lambda value: value.tensor.numel())
-            ones = torch.eye(self._width(u), dtype=bend.dtype, device=bend.device)
-            stack = self._everywhere(u, ones.view(-1, *self._shape(u)))
-            by_u = stack.view(len(stack), *(1,) * (bend.dim() - u.tensor.dim()), *u.tensor.shape)
-            yield Cross(len(ones), {u: Unit()}, {w: onto(by_u * bend, w)})
+    def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """Squared slopes."""
+        (k,) = given
+        assert k is not None
+        return {v: fitted(slope.detach().square() * k, v) for v, slope in self.slopes_by_one.items()}
+
+    @cached_property
+    def slopes_by_one(self) -> Mapping[Value, Tensor]:
+        """The derivative by each element, with a graph."""
+        return slopes_of(*self.site.again)
 
 
-class Elementwise(Separable):
-    """Every element of the result depends on one element of every input."""
+class Scaling(Separable):
+    """Every element of the result depends on one element of every input: columns are multiplied by slopes."""
 
-    def keeps(self, values: Collection[Value]) -> bool:
-        """Unless an input is broadcast."""
-        return all(value.tensor.shape == self.outputs[0].tensor.shape for value in self.inputs)
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """Whatever is broadcast."""
+        return cls(site)
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the slopes."""
@@ -77,71 +75,158 @@ class Elementwise(Separable):
         assert stack is not None
         return {value: onto(times(stack, slope), value) for value, slope in self.slopes.items()}
 
-    def pull_unit(self, unit: Unit) -> dict[Value, Unit] | None:
-        """Multiply the scale by the slopes, unless an input is broadcast."""
-        if any(value.tensor.shape != self.outputs[0].tensor.shape for value in self.inputs):
-            return None
-        return {
-            value: Unit(unit.start, slope if unit.scale is None else times(unit.scale, slope))
-            for value, slope in self.slopes.items()
-        }
-
     def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Multiply by the slopes, in place."""
-        (value,) = self.inputs
+        (value,) = self.site.inputs
         slope = self.slopes[value]
-        if value.tensor.shape != self.outputs[0].tensor.shape:
+        if not self._fits:
             return super().pull_right(rows)
-        return rows if slope is None else rows.mul_(self.samples[value].flat(slope).unsqueeze(1))
+        return rows if slope is None else rows.mul_(self.site.samples[value].flat(slope).unsqueeze(1))
 
-    def pull_diagonal(self, term: Diagonal) -> Diagonal:
+    def keeps(self, values: Collection[Value]) -> bool:
+        """Unless an input is broadcast."""
+        return self._fits
+
+    def pull_diagonal(self, core: Tensor, scales: Scales) -> tuple[Tensor, Scales]:
         """Multiply the scales by the slopes."""
-        scales = dict(term.scales)
-        own = scales.pop(self.outputs[0])
+        scales = dict(scales)
+        own = scales.pop(self.site.outputs[0])
         for value, slope in self.slopes.items():
             pulled = slope if own is None else times(own, slope)
             if value in scales:
-                one = torch.ones_like(term.core)
+                one = torch.ones_like(core)
                 old = scales[value]
                 pulled = (one if pulled is None else pulled) + (one if old is None else old)
             scales[value] = pulled
-        return Diagonal(term.core, scales)
+        return core, scales
+
+    def pull_coordinates(self, scale: Tensor | None) -> Scales | None:
+        """Multiply the scale by the slopes, unless an input is broadcast."""
+        if not self._fits:
+            return None
+        return {v: slope if scale is None else times(scale, slope) for v, slope in self.slopes.items()}
+
+    def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
+        """The arguments without samples that the result is linear in."""
+        for value in self.leaves:
+            if value not in self.site.samples and self._is_linear_in(value):
+                yield value, self.slopes_by_one[value].detach(), 0
+
+    @property
+    def _fits(self) -> bool:
+        """Is no input broadcast?"""
+        return all(value.tensor.shape == self.site.outputs[0].tensor.shape for value in self.site.inputs)
 
     @cached_property
     def slopes(self) -> dict[Value, Tensor | None]:
         """The derivative by every input, of the result's shape; None is one."""
-        if self._is_sum:
-            return dict.fromkeys(self.inputs)
-        return {value: self._tracked[value].detach() for value in self.inputs}
+        return {value: self.slopes_by_one[value].detach() for value in self.site.inputs}
 
-    def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
-        """The arguments without samples that the result is linear in."""
-        leaves, _ = self._again
-        for value in leaves:
-            if value not in self.samples and self._is_linear_in(value):
-                yield value, self._tracked[value].detach(), 0
-
-    def _is_linear_in(self, value: Value) -> bool:
-        slope = self._tracked[value]
-        if not slope.requires_grad:
-            return True
-        leaf = self._again[0][value]
-        return torch.autograd.grad(slope.sum(), leaf, retain_graph=True, allow_unused=True)[0] is None
+    def bending(self, adjoint: Tensor) -> tuple[Mapping[Value, Tensor], Tensor]:
+        """See `Separable`."""
+        return self.slopes_by_one, adjoint
 
     @property
-    def _is_sum(self) -> bool:
-        live = [value for value in self.call.inputs.values() if value in self.inputs]
-        plain = canonical(self.call.name) == "add" and len(self.call.arguments) == 2
-        return plain and len(live) == len(self.inputs)
+    def leaves(self) -> Mapping[Value, Tensor]:
+        """All differentiable arguments, broadcast to the result."""
+        return self._broadcast[0]
 
     @cached_property
-    def _tracked(self) -> dict[Value, Tensor]:
-        return slopes_of(*self._again)
-
-    def _bending(self, adjoint: Tensor) -> tuple[Mapping[Value, Tensor], Tensor]:
-        return {} if self._is_sum else self._tracked, adjoint
+    def slopes_by_one(self) -> Mapping[Value, Tensor]:
+        """The derivative by each element, broadcast, with a graph."""
+        return slopes_of(*self._broadcast)
 
     @cached_property
-    def _again(self) -> tuple[dict[Value, Tensor], list[Tensor]]:
-        arguments = dict.fromkeys(self.call.inputs.values())
-        return rerun(self.call, list(arguments), self.outputs[0].tensor.shape)
+    def _broadcast(self) -> tuple[dict[Value, Tensor], list[Tensor]]:
+        arguments = dict.fromkeys(self.site.call.inputs.values())
+        return rerun(self.site.call, list(arguments), self.site.outputs[0].tensor.shape)
+
+    def _is_linear_in(self, value: Value) -> bool:
+        slope = self.slopes_by_one[value]
+        if not slope.requires_grad:
+            return True
+        by = torch.autograd.grad(slope.sum(), self.leaves[value], retain_graph=True, allow_unused=True)
+        return by[0] is None
+
+
+class Plus(Scaling):
+    """Sums and differences, weighted or not."""
+
+    linear = True
+
+
+class Sum(Plus):
+    """`a + b` of two values, neither of them weighted: columns stay as they are."""
+
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """Without `alpha`, and of each value once."""
+        live = [value for value in site.call.inputs.values() if value in site.inputs]
+        return cls(site) if len(site.call.arguments) == 2 and len(live) == len(site.inputs) else None
+
+    @cached_property
+    def slopes(self) -> dict[Value, Tensor | None]:
+        """One."""
+        return dict.fromkeys(self.site.inputs)
+
+
+class Elements(Bend):
+    """The second derivative of calls of single elements, `Separable` or `Scaling`."""
+
+    def forecast(self) -> Forecast:
+        """Diagonals; the block of a pair is made of two squares."""
+        alone = [(value,) for value in self.site.inputs]
+        return Forecast([*alone, *2 * list(combinations(self.site.inputs, 2))])
+
+    def against(self, adjoints: Sequence[Tensor | None]) -> Iterator[Piece]:
+        """One for every input, and for every pair of inputs."""
+        (adjoint,), first = adjoints, self.site.first
+        assert isinstance(first, Separable)
+        if adjoint is None:
+            return
+        slopes, seed = first.bending(adjoint)
+        for i, u in enumerate(self.site.inputs):
+            if u in slopes and slopes[u].requires_grad:
+                others = self.site.inputs[: i + 1]
+                found = grad([slopes[u]], [first.leaves[w] for w in others], [seed])
+                for w, core in zip(others, found, strict=True):
+                    if bool(core.any()):
+                        yield self._pair(u, w, core)
+
+    def _pair(self, u: Value, w: Value, core: Tensor) -> Piece:
+        """Second derivatives by u and w, whose elements meet in those of `core`."""
+        if u is w:
+            return OnElements(u, u, onto(core.unsqueeze(0), u).squeeze(0))
+        if u.tensor.shape == w.tensor.shape == core.shape:
+            return OnElements(u, w, core)
+        u, w = sorted((u, w), key=lambda value: value.tensor.numel())
+        stack = self.site.one_hot(u, core.dtype)
+        by_u = stack.view(len(stack), *(1,) * (core.dim() - u.tensor.dim()), *u.tensor.shape)
+        return Across(u, w, onto(by_u * core, w))
+
+    def diagonal(self, adjoints: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """By every input itself."""
+        (adjoint,), first = adjoints, self.site.first
+        assert isinstance(first, Separable)
+        if adjoint is None:
+            return {}
+        return {
+            value: fitted(self._by_itself(slope, first.leaves[value], adjoint), value)
+            for value, slope in first.slopes_by_one.items()
+            if slope.requires_grad
+        }
+
+    def _by_itself(self, slope: Tensor, leaf: Tensor, adjoint: Tensor) -> Tensor:
+        seed = adjoint.expand_as(slope)
+        return torch.autograd.grad(slope, leaf, seed, retain_graph=True, materialize_grads=True)[0]
+
+
+class OfFactors(Elements):
+    """The second derivative of a product of elements."""
+
+    def forecast(self) -> Forecast:
+        """Nothing by a factor alone, unless it is there twice."""
+        factors = self.site.call.inputs.values()
+        whole = super().forecast()
+        distinct = len(set(factors)) == len(factors)
+        return Forecast([values for values in whole.diagonals if len(values) > 1]) if distinct else whole

@@ -9,46 +9,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hesse.calls.local import Added, Local, contents, grad, onto
-from hesse.curvature.terms import Cross, Term, Unit
+from hesse.calls.facts import Across, Bend, Forecast, Map, Piece, Site, grad, onto, slopes_against
 from hesse.tape.record import Value
+from hesse.tape.replay import contents
 
 
-class Bilinear(Local):
-    """Linear in each of two arguments: only the cross block."""
+class Product(Map):
+    """Linear in each of two arguments."""
 
-    def added(self) -> Added:
-        """A column for each of the narrower input."""
-        if len(self._live) == 1:
-            return (), 0
-        return ((), min(map(self._width, self._live))) if self._is_cross else super().added()
+    def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """An entry of the Jacobian is one element of the other factor: the product with its squares."""
+        call = self.site.call
+        if len(self.site.inputs) < len(call.inputs):
+            return super().squared(given)
+        arguments = [
+            a.detach().square() if isinstance(a, Tensor) and a.is_floating_point() else a
+            for a in call.arguments
+        ]
+        leaves = {value: arguments[position] for position, value in call.inputs.items()}
+        with torch.enable_grad():
+            for leaf in leaves.values():
+                leaf.requires_grad_()
+            result = call.again(arguments)
+        return dict(zip(leaves, torch.autograd.grad(result, list(leaves.values()), given), strict=True))
 
-    def curvature(self, adjoints: Sequence[Tensor | None]) -> Iterator[Term]:
-        """Columns of the narrower input, and what they are for the other one."""
-        (adjoint,) = adjoints
-        if adjoint is None or len(self._live) == 1:
-            return
-        if not self._is_cross:
-            yield from super().curvature(adjoints)
-            return
-        u, w = sorted(self._live, key=self._width)
-        ones = torch.eye(self._width(u), dtype=u.tensor.dtype, device=u.tensor.device)
-        stack = self._everywhere(u, ones.view(-1, *self._shape(u)))
-        yield Cross(len(ones), {u: Unit()}, {w: self._replaced(adjoint, u, stack, w)})
-
-    @cached_property
-    def _live(self) -> list[Value]:
-        """The inputs as often as they are arguments."""
-        return [value for value in self.call.inputs.values() if value in self.inputs]
-
-    @property
-    def _is_cross(self) -> bool:
-        return len(self._live) == len(self.inputs) == 2
-
-    def _replaced(self, adjoint: Tensor, u: Value, stack: Tensor, w: Value) -> Tensor:
+    def replaced(self, adjoint: Tensor, u: Value, stack: Tensor, w: Value) -> Tensor:
         """The gradients by w of `<adjoint, call>`, with a stack of others in place of u."""
-        leaves, results = self._again
-        slopes = self._slopes(leaves, results, [adjoint])
+        leaves, results = self.site.again
+        slopes = slopes_against(leaves, results, [adjoint])
         if slopes is None:
             return stack.new_zeros(len(stack), *w.tensor.shape)
         slope, by = slopes[list(leaves).index(u)], leaves[w]
@@ -56,41 +44,53 @@ class Bilinear(Local):
         return found
 
 
-class MatrixProduct(Bilinear):
+class MatrixProduct(Product):
     """`a @ b` of matrices or stacks of them."""
+
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """Of two arguments as they stand, none of them a vector."""
+        factors = site.call.arguments
+        return cls(site) if site.call.spec == () and min(factor.dim() for factor in factors) > 1 else None
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Products with the other matrix."""
         (stack,) = columns
         assert stack is not None
         found: dict[Value, Tensor] = {}
-        for position, value in self.call.inputs.items():
-            if value in self.inputs:
+        for position, value in self.site.call.inputs.items():
+            if value in self.site.inputs:
                 part = onto(stack @ self._b.mT if position == 0 else self._a.mT @ stack, value)
                 found[value] = found[value] + part if value in found else part
         return found
 
-    def _replaced(self, adjoint: Tensor, u: Value, stack: Tensor, w: Value) -> Tensor:
-        """See `Bilinear`."""
-        return onto(stack.mT @ adjoint if self.call.inputs[0] is u else adjoint @ stack.mT, w)
+    def replaced(self, adjoint: Tensor, u: Value, stack: Tensor, w: Value) -> Tensor:
+        """See `Product`."""
+        return onto(stack.mT @ adjoint if self.site.call.inputs[0] is u else adjoint @ stack.mT, w)
 
     @cached_property
     def _a(self) -> Tensor:
-        return contents(self.call, 0)
+        return contents(self.site.call, 0)
 
     @cached_property
     def _b(self) -> Tensor:
-        return contents(self.call, 1)
+        return contents(self.site.call, 1)
 
 
-class LinearMap(Bilinear):
-    """A linear layer as a function of its input."""
+class MatrixMap(Product):
+    """A linear layer as a function of its input alone."""
+
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """Where the weight is not live."""
+        live = [position for position, value in site.call.inputs.items() if value in site.inputs]
+        return cls(site) if live == [0] else None
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the weight; columns that are the same for all samples only once."""
-        (stack,), (value,) = columns, self.inputs
+        (stack,), (value,) = columns, self.site.inputs
         assert stack is not None
-        dim = 1 + self.samples[value].dim
+        dim = 1 + self.site.samples[value].dim
         once = stack.narrow(dim, 0, 1) if dim and stack.stride(dim) == 0 else stack
         return {value: functional.linear(once, self._weight.T).expand(*stack.shape[:-1], -1)}
 
@@ -113,5 +113,42 @@ class LinearMap(Bilinear):
 
     @cached_property
     def _weight(self) -> Tensor:
-        args, kwargs = self.call.nested(range(len(self.call.arguments)))
-        return contents(self.call, args[1] if len(args) > 1 else kwargs["weight"])
+        call = self.site.call
+        args, kwargs = call.nested(range(len(call.arguments)))
+        return contents(call, args[1] if len(args) > 1 else kwargs["weight"])
+
+
+class Crossed(Bend):
+    """The second derivative of a product: by both factors, and by none alone."""
+
+    def forecast(self) -> Forecast:
+        """A column for each coordinate of the narrower factor."""
+        if len(self._live) == 1:
+            return Forecast()
+        return Forecast(rank=min(map(self.site.width, self._live))) if self._is_cross else super().forecast()
+
+    def against(self, adjoints: Sequence[Tensor | None]) -> Iterator[Piece]:
+        """For every coordinate of the narrower factor, by the other one."""
+        (adjoint,), first = adjoints, self.site.first
+        assert isinstance(first, Product)
+        if adjoint is None or len(self._live) == 1:
+            return
+        if not self._is_cross:
+            yield from super().against(adjoints)
+            return
+        u, w = sorted(self._live, key=self.site.width)
+        yield Across(u, w, first.replaced(adjoint, u, self.site.one_hot(u, u.tensor.dtype), w))
+
+    def diagonal(self, adjoints: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """Zero, unless both factors are one value."""
+        repeated = len(self.site.inputs) < len(self.site.call.inputs)
+        return super().diagonal(adjoints) if repeated else {}
+
+    @cached_property
+    def _live(self) -> list[Value]:
+        """The inputs as often as they are arguments."""
+        return [value for value in self.site.call.inputs.values() if value in self.site.inputs]
+
+    @property
+    def _is_cross(self) -> bool:
+        return len(self._live) == len(self.site.inputs) == 2

@@ -1,41 +1,85 @@
-"""The table of calls: how each enters its differentiable arguments.
+"""The one table of calls: by name, how its arguments are read, its two facts, and what it costs.
 
-A row is a claim about a call; `tests/test_rules.py` checks every one numerically. A call without a row is
-`GENERAL`: whoever walks the tape differentiates that one call, which is slower and just as exact.
+A row is a claim about a call; `tests/test_rules.py` checks every one numerically. Of several maps the first
+that is for a call's arguments is taken. A call without a row, or for whose arguments no map of its row is, is
+differentiated by itself, which is slower and just as exact. No other file decides by a call's name.
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from hesse.tape.record import Call
+from torch import Tensor
 
-
-class Kind(Enum):
-    """How a call enters its differentiable arguments."""
-
-    VIEW = "every element of the result is one element of the argument, none of them twice"
-    LINEAR = "linear in all of its arguments together"
-    PIECEWISE = "elementwise, and of straight pieces, without curvature"
-    ELEMENTWISE = "after broadcasting, every element of the result comes from one element of each argument"
-    SEPARABLE = "a sum of elements, each from one element of every argument"
-    BILINEAR = "linear in each of two arguments"
-    GENERAL = "anything"
-
-
-def kind_of(call: Call) -> Kind:
-    """The row of a call."""
-    name = canonical(call.name)
-    if name == "getitem" and not _is_plain_index(call):
-        return Kind.LINEAR  # may take an element twice
-    return TABLE.get(name, Kind.GENERAL)
+from hesse.calls import layouts, norms, rows
+from hesse.calls.convolutions import Convolution
+from hesse.calls.elementwise import Elements, OfFactors, Plus, Scaling, Separable, Sum
+from hesse.calls.facts import Bend, Linear, Map, Selecting, Site, Straight
+from hesse.calls.moving import Moving, Pooling, Slice, windows
+from hesse.calls.products import Crossed, MatrixMap, MatrixProduct, Product
+from hesse.tape.record import Call, Value
+from hesse.tape.samples import Samples
 
 
-def _is_plain_index(call: Call) -> bool:
-    """Is it made of numbers and slices alone, and not of tensors, arrays or lists?"""
-    (_, index), _ = call.nested(call.arguments)
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(part is None or part is ... or type(part) in (int, slice) for part in parts)
+def _elements(call: Call) -> int:
+    """One operation for each element of the results."""
+    return sum(value.tensor.numel() for value in call.outputs)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a call.
+
+    Attributes:
+        first: maps, of which the first that is for the arguments is taken.
+        second: the bend that goes with them.
+        read: makes of the arguments what the facts need to know; None where they are not for the row.
+        is_layer: what is read is a layer (`layouts.Read`).
+        flops: multiplications and additions.
+    """
+
+    first: Sequence[type[Map]] = ()
+    second: type[Bend] = Bend
+    read: Callable[..., Any] | None = None
+    is_layer: bool = False
+    flops: Callable[[Call], int] = _elements
+
+    @property
+    def linear(self) -> bool:
+        """Is the call linear in all of its arguments together?"""
+        return bool(self.first) and all(first.linear for first in self.first)
+
+
+def row_of(call: Call) -> Row | None:
+    """The row of a call, if there is one."""
+    return TABLE.get(canonical(call.name))
+
+
+def site_of(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> Site:
+    """The call with its two facts.
+
+    Args:
+        call: the call.
+        inputs: the arguments that it is a function of.
+        samples: where they are in every live value.
+    """
+    row = row_of(call) or Row()
+    site = Site(call, inputs, samples, row.read, bool(row.first))
+    for kind in row.first:
+        first = kind.of(site)
+        if first is not None:
+            site.first, site.second = first, row.second(site)
+            return site
+    site.first, site.second = Map(site), Bend(site)
+    return site
+
+
+def flops(call: Call) -> int:
+    """Multiplications and additions of a call."""
+    row = row_of(call)
+    return _elements(call) if row is None else row.flops(call)
 
 
 def canonical(name: str) -> str:
@@ -46,7 +90,7 @@ def canonical(name: str) -> str:
     return _SYNONYMS.get(bare, bare)
 
 
-_DUNDERS = {"add", "sub", "mul", "div", "truediv", "pow", "matmul"}
+_DUNDERS = {"add", "sub", "mul", "div", "truediv", "pow"}
 _SYNONYMS = {
     "subtract": "sub",
     "multiply": "mul",
@@ -58,45 +102,118 @@ _SYNONYMS = {
     "negative": "neg",
     "concat": "cat",
     "concatenate": "cat",
+    "imatmul": "matmul",
 }
 
 
-def _rows(kind: Kind, names: str) -> dict[str, Kind]:
-    return dict.fromkeys(names.split(), kind)
+def _tensors(call: Call) -> list[Tensor]:
+    return [argument for argument in call.arguments if isinstance(argument, Tensor)]
 
 
-TABLE: dict[str, Kind] = {
-    **_rows(
-        Kind.VIEW,
+def _contraction(call: Call) -> int:
+    return 2 * _elements(call) * _tensors(call)[0].shape[-1]
+
+
+def _added_contraction(call: Call) -> int:
+    return 2 * _elements(call) * _tensors(call)[1].shape[-1]
+
+
+def _convolution(call: Call) -> int:
+    return 2 * _elements(call) * _kernel(_tensors(call)[1])
+
+
+def _transposed(call: Call) -> int:
+    input, weight = _tensors(call)[:2]
+    return 2 * input.numel() * _kernel(weight)
+
+
+def _kernel(weight: Tensor) -> int:
+    return weight.numel() // weight.shape[0]
+
+
+def _attention(call: Call) -> int:
+    query, key = _tensors(call)[:2]
+    return 4 * query.numel() * key.shape[-2]
+
+
+def _any_contraction(call: Call) -> int:
+    factors = _tensors(call)
+    return 2 * _elements(call) * max(factor[:1].numel() if factor.dim() else 1 for factor in factors)
+
+
+def _all(row: Row, names: str) -> dict[str, Row]:
+    return dict.fromkeys(names.split(), row)
+
+
+_CONVOLVED = (Convolution, Product), Crossed
+
+TABLE: dict[str, Row] = {
+    **_all(
+        Row((Moving, Linear), Straight),
         """view reshape view_as reshape_as flatten unflatten squeeze unsqueeze transpose swapaxes swapdims t
         permute movedim moveaxis T mT adjoint contiguous clone chunk split tensor_split unbind narrow
-        select getitem diagonal flip roll pixel_shuffle pixel_unshuffle channel_shuffle to float
-        double type""",
+        select diagonal flip roll pixel_shuffle pixel_unshuffle channel_shuffle to float double type""",
     ),
-    **_rows(
-        Kind.LINEAR,
-        """sum mean cat stack hstack vstack expand expand_as repeat tile avg_pool1d avg_pool2d avg_pool3d
-        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d pad constant_pad_nd unfold fold cumsum
-        tril triu index_select gather nll_loss""",
+    "getitem": Row((Slice, Selecting), Straight),
+    **{
+        f"max_pool{dims}d{suffix}": Row((Pooling, Selecting), Straight, windows(dims))
+        for dims in (1, 2, 3)
+        for suffix in ("", "_with_indices")
+    },
+    **_all(
+        Row((Selecting,), Straight),
+        """sum cat stack hstack vstack expand expand_as repeat tile pad constant_pad_nd unfold cumsum tril
+        triu index_select gather""",
     ),
-    **_rows(
-        Kind.PIECEWISE,
-        """add sub neg relu relu6 leaky_relu hardtanh softshrink hardshrink threshold abs clamp
-        clamp_min clamp_max where masked_fill maximum minimum""",
+    **_all(
+        Row((Linear,), Straight),
+        """mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+        fold nll_loss""",
     ),
-    **_rows(
-        Kind.ELEMENTWISE,
-        """mul div pow square sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh
+    "add": Row((Sum, Plus), Straight),
+    "sub": Row((Plus,), Straight),
+    **_all(
+        Row((Scaling,), Straight),
+        """neg relu relu6 leaky_relu hardtanh softshrink hardshrink threshold abs clamp clamp_min clamp_max
+        where masked_fill maximum minimum""",
+    ),
+    "mul": Row((Scaling,), OfFactors),
+    **_all(
+        Row((Scaling,), Elements),
+        """div pow square sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh
         asin acos atan asinh acosh atanh sigmoid log_sigmoid erf erfc elu selu celu gelu silu mish softplus
         softsign hardswish tanhshrink reciprocal lerp addcmul addcdiv atan2 logaddexp xlogy sinc""",
     ),
-    **_rows(
-        Kind.SEPARABLE,
+    **_all(
+        Row((Separable,), Elements),
         """mse_loss l1_loss huber_loss smooth_l1_loss binary_cross_entropy binary_cross_entropy_with_logits
         kl_div poisson_nll_loss soft_margin_loss""",
     ),
-    **_rows(
-        Kind.BILINEAR,
-        """matmul mm bmm linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""",
-    ),
+    **_all(Row((MatrixProduct, Product), Crossed, layouts.read_matmul, True, _contraction), "matmul mm"),
+    "bmm": Row((MatrixProduct, Product), Crossed, flops=_contraction),
+    "rmatmul": Row((Product,), Crossed, flops=_contraction),
+    "linear": Row((MatrixMap, Product), Crossed, layouts.read_linear, True, _contraction),
+    **{
+        f"conv{dims}d": Row(*_CONVOLVED, layouts.read_convolution(dims), True, _convolution)
+        for dims in (1, 2, 3)
+    },
+    **{
+        f"conv_transpose{dims}d": Row(*_CONVOLVED, layouts.read_transposed(dims), True, _transposed)
+        for dims in (1, 2, 3)
+    },
+    "softmax": Row((rows.Softmax,), rows.SoftmaxBend, rows.read_softmax),
+    "log_softmax": Row((rows.LogSoftmax,), rows.LogSoftmaxBend, rows.read_softmax),
+    "cross_entropy": Row((rows.CrossEntropy,), rows.CrossEntropyBend, rows.read_cross_entropy),
+    "layer_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_layer_norm),
+    "rms_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_rms_norm),
+    "group_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_group_norm),
+    "batch_norm": Row((norms.Standardised,), Straight, norms.read_batch_norm),
+    # Layers, and calls whose cost is known, that have no closed form.
+    "addmm": Row(read=layouts.read_addmm, is_layer=True, flops=_added_contraction),
+    "embedding": Row(read=layouts.read_embedding, is_layer=True),
+    "bilinear": Row(read=layouts.read_bilinear, is_layer=True, flops=_any_contraction),
+    "einsum": Row(flops=_any_contraction),
+    "baddbmm": Row(flops=_added_contraction),
+    **_all(Row(flops=_contraction), "mv dot"),
+    "scaled_dot_product_attention": Row(flops=_attention),
 }

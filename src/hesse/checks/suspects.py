@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.calls.local import contents, results_of
 from hesse.probe import distance, norm
 from hesse.runtime.watch import writes_to_first
 from hesse.structure import NoStructure
 from hesse.tape.record import Call
+from hesse.tape.replay import contents, results_of
 
 Results = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """A call as a function of its differentiable arguments."""

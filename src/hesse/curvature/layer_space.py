@@ -30,11 +30,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.calls.weights import Kind, LayerCall
+from hesse.calls.layouts import Layout
+from hesse.calls.weights import LayerCall
 from hesse.probe import Probe, random_signs
 from hesse.tape.samples import Samples
 
-Form = tuple[int, Kind]
+Form = tuple[int, Layout]
 _TILE = 1 << 22  # elements of a block that are made at a time
 
 
@@ -48,7 +49,7 @@ class Layer:
     """
 
     def __init__(self, call: LayerCall, samples: Samples, gradient: Tensor) -> None:
-        own_in, own_out = call.kind.own
+        own_in, own_out = call.layout.own
         self.call = call
         self.samples = samples
         self.gradient = gradient
@@ -75,7 +76,7 @@ class Layer:
     @property
     def form(self) -> Form:
         """The weight and how it is laid out: uses of one form can be added up before they are split."""
-        return self.call.weight, self.call.kind
+        return self.call.weight, self.call.layout
 
     @property
     def inputs(self) -> int:
@@ -96,7 +97,7 @@ class Layer:
     def _places(self) -> Tensor:
         """The elements of one sample's z, numbered as they lie there, as [T, G, O]."""
         numbers = torch.arange(self._output_shape.numel(), device=self.gradient.device)
-        return self.call.kind.layout(numbers.view(self._extra, *self._own_out)).flatten(0, 1)
+        return self.call.layout.layout(numbers.view(self._extra, *self._own_out)).flatten(0, 1)
 
     @property
     def positions(self) -> int:
@@ -151,13 +152,13 @@ class Layer:
         """A stack [c, *z.shape] as [c, N, T, G, O]."""
         columns, count = len(stack), self.samples.count
         flat = self.samples.first(stack, lead=1).reshape(-1, *self._own_out)
-        flat = self.call.kind.layout(flat)
+        flat = self.call.layout.layout(flat)
         return flat.reshape(columns, count, -1, *flat.shape[2:])
 
     def unfold(self, stack: Tensor, bias: float = 0.0) -> Tensor:
         """A stack [c, N, *input of a sample] as [c, N, T, G, I], with a last column of `bias`."""
         columns, count = stack.shape[:2]
-        flat = self.call.kind.unfold(stack.reshape(-1, *self._own_in))
+        flat = self.call.layout.unfold(stack.reshape(-1, *self._own_in))
         flat = flat.reshape(columns, count, -1, *flat.shape[2:])
         if self.call.bias is None:
             return flat
@@ -175,9 +176,9 @@ class Layer:
     def split(self, values: Tensor) -> dict[int, Tensor]:
         """Values [..., G, O, I] of the joined weight and bias, as those of each tensor."""
         if self.call.bias is None:
-            return {self.call.weight: self.call.kind.to_weight(values)}
+            return {self.call.weight: self.call.layout.to_weight(values)}
         return {
-            self.call.weight: self.call.kind.to_weight(values[..., :-1]),
+            self.call.weight: self.call.layout.to_weight(values[..., :-1]),
             self.call.bias: values[..., -1].flatten(-2),
         }
 

@@ -14,15 +14,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.calls.local import Local
-from hesse.calls.table import Kind, kind_of
+from hesse.calls.facts import Map, Site
+from hesse.calls.moving import Moving
+from hesse.calls.table import site_of
 from hesse.calls.weights import layer_call
 from hesse.curvature.layer_space import Layer, add_own, mirror
 from hesse.curvature.terms import Block, applied
 from hesse.tape.record import Value
 from hesse.tape.samples import Samples
 
-Path = list[tuple[Value, Local | None]]
+Path = list[tuple[Value, Map | None]]
 """The values from where a parameter enters up to the leaf, each with the view that made it."""
 
 
@@ -419,26 +420,26 @@ class Spread(Entry):
         return self.squares(diagonal).flatten().diag()
 
 
-def entries(step: Local, uses: Mapping[Value, int]) -> Iterator[Entry]:
+def entries(site: Site, uses: Mapping[Value, int]) -> Iterator[Entry]:
     """Where parameters that have no other uses enter a call."""
-    if len(step.outputs) != 1 or step.outputs[0] not in step.samples:
+    if len(site.outputs) != 1 or site.outputs[0] not in site.samples:
         return
-    (output,) = step.outputs
-    place = step.samples[output]
+    (output,) = site.outputs
+    place = site.samples[output]
 
     def path(value: Value) -> tuple[int, Path] | None:
         found = _path(value)
         return found if found is not None and all(uses[held] == 1 for held, _ in found[1]) else None
 
-    layer = layer_call(step.call)
+    layer = layer_call(site.call)
     if layer is not None:
         weight = path(layer.through)
-        if weight is not None and place.dim < output.tensor.dim() - layer.kind.own[1]:
-            shared = any(uses[v] > 1 for v in step.call.inputs.values() if v.leaf == layer.bias)
+        if weight is not None and place.dim < output.tensor.dim() - layer.layout.own[1]:
+            shared = any(uses[v] > 1 for v in site.call.inputs.values() if v.leaf == layer.bias)
             layer = replace(layer, bias=None) if shared else layer
             yield LayerEntry(Layer(layer, place, output.tensor.detach()))
     else:
-        for parameter, slope, trailing in step.spread():
+        for parameter, slope, trailing in site.first.spread():
             entering = path(parameter)
             at = place.dim - output.tensor.dim() + trailing + parameter.tensor.dim()
             one_each = place.count > 1 and at >= 0 and parameter.tensor.shape[at] > 1
@@ -451,9 +452,12 @@ def _path(value: Value) -> tuple[int, Path] | None:
     path: Path = []
     while value.leaf is None:
         call = value.source
-        if call is None or kind_of(call) is not Kind.VIEW or len(call.outputs) > 1 or len(call.inputs) > 1:
+        if call is None or len(call.outputs) > 1 or len(call.inputs) > 1:
             return None
         (held,) = call.inputs.values()
-        path.append((value, Local(call, [held], {})))
+        view = site_of(call, [held], {}).first
+        if not isinstance(view, Moving) or not view.distinct:
+            return None
+        path.append((value, view))
         value = held
     return value.leaf, [*path, (value, None)]

@@ -13,12 +13,14 @@ is low rank (`Factor`), or dense (a `Factor` whose columns are `Unit`), has colu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
+from hesse.calls.facts import Across, OnElements, OnRows, Piece, Whole, times
 from hesse.tape.record import Value
 from hesse.tape.samples import Samples
 
@@ -149,6 +151,47 @@ class Block:
     crosses: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
+@singledispatch
+def terms_of(piece: Piece) -> Iterator[Term]:
+    """A piece of a call's second derivative as terms."""
+    raise NotImplementedError
+
+
+@terms_of.register
+def _(piece: OnElements) -> Iterator[Term]:
+    if piece.u is piece.w:
+        yield Diagonal(piece.core, {piece.u: None})
+    else:  # 4 u w = (u + w)² - (u - w)²
+        yield Diagonal(piece.core / 2, {piece.u: None, piece.w: None})
+        yield Diagonal(-piece.core / 2, {piece.u: None, piece.w: torch.full_like(piece.core, -1)})
+
+
+@terms_of.register
+def _(piece: OnRows) -> Iterator[Term]:
+    yield Diagonal(piece.diagonal, {piece.u: None})
+    if piece.square is not None:
+        core, stack = piece.square
+        yield Factor(core, {piece.u: stack})
+    if piece.mutual is not None:
+        one, other = piece.mutual
+        yield Cross(len(one), {piece.u: one}, {piece.u: other})
+
+
+@terms_of.register
+def _(piece: Across) -> Iterator[Term]:
+    yield Cross(len(piece.rows), {piece.u: Unit()}, {piece.w: piece.rows})
+
+
+@terms_of.register
+def _(piece: Whole) -> Iterator[Term]:
+    columns: Columns = {}
+    start = 0
+    for value, width in piece.widths.items():
+        columns[value] = Unit(start)
+        start += width
+    yield Factor(piece.core, columns)
+
+
 def crowded(rank: int, widths: Sequence[int]) -> bool:
     """Are so many columns more than a dense block over values of these widths is worth?
 
@@ -162,18 +205,3 @@ def applied(core: Tensor, columns: Tensor) -> Tensor:
     if core.dim() == 2:
         return columns * core.T.reshape(*core.T.shape, *(1,) * (columns.dim() - 2))
     return torch.einsum("nrq,qnf->rnf", core, columns.reshape(*columns.shape[:2], -1)).view_as(columns)
-
-
-def contiguous(block: Tensor) -> Tensor:
-    """A large block [N, f, k] in order; torch copies one transposed matrix faster than a stack of them."""
-    if block.is_contiguous() or block[0].numel() < 1 << 16:
-        return block
-    copy = torch.empty(block.shape, dtype=block.dtype, device=block.device)
-    for to, matrix in zip(copy, block, strict=True):
-        to.copy_(matrix)
-    return copy
-
-
-def times(one: Tensor, other: Tensor | None) -> Tensor:
-    """The product, where None is one."""
-    return one if other is None else one * other

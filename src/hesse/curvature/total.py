@@ -8,6 +8,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from hesse.calls.convolutions import contiguous
+from hesse.calls.facts import times
 from hesse.curvature.terms import (
     Block,
     Columns,
@@ -16,9 +18,7 @@ from hesse.curvature.terms import (
     Factor,
     Term,
     Unit,
-    contiguous,
     crowded,
-    times,
 )
 from hesse.structure import NoStructure
 from hesse.tape.record import Value

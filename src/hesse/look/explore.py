@@ -9,22 +9,12 @@ from dataclasses import replace
 import torch
 
 from hesse.look.evaluation import Evaluation, Gradients, errors_explained, evaluate
+from hesse.look.perturb import Exploration, Noise, Perturbing, data_of, everywhere, noticed, nudged, pushed
 from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
 from hesse.structure import NoStructure, refusing, sought
 from hesse.tape.record import Call
-from hesse.tape.samples import (
-    ONE_SAMPLE,
-    Exploration,
-    Noise,
-    Perturbing,
-    Samples,
-    data_of,
-    everywhere,
-    noticed,
-    nudged,
-    pushed,
-)
+from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
 def explore(problem: Problem, first: Evaluation) -> Exploration:

@@ -15,11 +15,12 @@ from hesse.calls.weights import LayerCall, tappable
 from hesse.curvature.layer_space import Layer
 from hesse.errors import IndependentError
 from hesse.look.evaluation import Evaluation, Gradients, errors_explained
+from hesse.look.perturb import NOT_EXPLORED, Exploration
 from hesse.probe import random_signs
 from hesse.problem import Problem
 from hesse.runtime.graph import made
 from hesse.tape.record import Call, Recorder, Value
-from hesse.tape.samples import NOT_EXPLORED, ONE_SAMPLE, Exploration, Samples
+from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
 @dataclass(frozen=True)

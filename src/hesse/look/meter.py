@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from hesse.calls.flops import flops
+from hesse.calls.table import flops
 from hesse.errors import BudgetWarning, warn
 from hesse.look.gradient import Gradient
 from hesse.runtime.graph import Spans, made

@@ -198,3 +198,13 @@ class Recorder(TakenApart):
 def leaves_of(result: Any) -> list[Any]:
     """The elements of a call's result, however nested."""
     return [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
+
+
+def leading_to(loss: Value, calls: Sequence[Call]) -> list[Call]:
+    """The calls that the loss depends on, in their order."""
+    needed, found = {loss}, []
+    for call in reversed(calls):
+        if needed.intersection(call.outputs):
+            found.append(call)
+            needed.update(call.inputs.values())
+    return found[::-1]

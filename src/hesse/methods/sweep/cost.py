@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from hesse.calls.local import Local
+from hesse.calls.facts import Site
 from hesse.calls.weights import layer_call
 from hesse.curvature.terms import crowded
 from hesse.methods.sweep.carried.cost import LiveSketch, Work
@@ -129,7 +129,7 @@ class _Walk:
             self._flops,
             before + chunks * (self._pulls - before),
             width * self._peak,
-            tuple(dict.fromkeys(step.call.call.name for step in way.steps if step.call.unknown)),
+            tuple(dict.fromkeys(step.site.call.name for step in way.steps if step.site.by_autograd)),
             self._live.work,
             self._size,
             chunks,
@@ -140,33 +140,36 @@ class _Walk:
         """Take calls out; terms that are waiting join where they are met."""
         terms: list[_Sketch] = []
         for step in steps:
-            call, outputs = step.call, set(step.call.outputs)
+            site, outputs = step.site, set(step.site.outputs)
             terms += [term for term in waiting if term.values & outputs]
             waiting = [term for term in waiting if not term.values & outputs]
-            if call.inputs:
-                terms = self._condensed(terms, call)
+            if site.inputs:
+                terms = self._condensed(terms, site)
             touched = [term for term in terms if term.values & outputs]
             self._read(step, terms, touched)
-            self._live.pull(call, _work(call))
+            self._live.pull(site, _work(site))
             self._pulls += len(touched)
             for term in touched:
-                self._pull(term, call)
+                self._pull(term, site)
             terms = [term for term in terms if term.values]
-            if call.inputs:
-                diagonals, rank = call.added()
+            if site.inputs:
+                added = site.second.forecast()
                 terms += [
                     _Sketch(set(values), self._across(values), self._width(values[0]), diagonal=True)
-                    for values in diagonals
+                    for values in added.diagonals
                 ]
-                terms += [_Sketch(set(call.inputs), self._across(call.inputs), rank)] if rank else []
+                if added.rank:
+                    terms.append(_Sketch(set(site.inputs), self._across(site.inputs), added.rank))
         return terms
 
-    def _condensed(self, terms: list[_Sketch], call: Local) -> list[_Sketch]:
+    def _condensed(self, terms: list[_Sketch], site: Site) -> list[_Sketch]:
         """With columns for the diagonals that do not stay such, or one dense term of all."""
         growing = {
             term
             for term in terms
-            if term.diagonal and not term.values.isdisjoint(call.outputs) and not call.keeps(term.values)
+            if term.diagonal
+            and not term.values.isdisjoint(site.outputs)
+            and not site.first.keeps(term.values)
         }
         dense = [term.values for term in terms if term.dense and term.unit]
         absorbed = {term for term in growing if any(term.values <= values for values in dense)}
@@ -185,17 +188,17 @@ class _Walk:
             term.diagonal, term.unit = False, True
         return terms
 
-    def _pull(self, term: _Sketch, call: Local) -> None:
+    def _pull(self, term: _Sketch, site: Site) -> None:
         """Take the call's results out of a term."""
-        before = self._across(term.values.intersection(call.outputs))
-        new = set(call.inputs) - term.values
-        term.values = (term.values - set(call.outputs)) | new
+        before = self._across(term.values.intersection(site.outputs))
+        new = set(site.inputs) - term.values
+        term.values = (term.values - set(site.outputs)) | new
         term.width += self._across(new) - before
         if term.diagonal:
             return
-        self._flops += term.rank * _work(call)
-        if term.dense and term.unit and len(call.inputs) == 1 and self._across(new) <= before:
-            self._flops += self._across(call.inputs) * _work(call)
+        self._flops += term.rank * _work(site)
+        if term.dense and term.unit and len(site.inputs) == 1 and self._across(new) <= before:
+            self._flops += self._across(site.inputs) * _work(site)
             self._note(self._size * term.width**2)
             term.rank = term.width
         else:
@@ -203,7 +206,7 @@ class _Walk:
 
     def _read(self, step: Step, terms: Sequence[_Sketch], touched: Sequence[_Sketch]) -> None:
         """What is read where parameters enter, then pulled back."""
-        width = self._across(step.call.inputs)
+        width = self._across(step.site.inputs)
         columns = [term for term in touched if not term.diagonal]
         pulled = self._size * width * sum(term.rank for term in columns)
         for entry in step.entries:
@@ -230,10 +233,10 @@ class _Walk:
         return value.tensor.numel() // self._count
 
 
-def _work(call: Local) -> int:
+def _work(site: Site) -> int:
     """Of pulling one column back."""
-    inputs = sum(value.tensor.numel() for value in call.inputs)
-    layer = layer_call(call.call)
+    inputs = sum(value.tensor.numel() for value in site.inputs)
+    layer = layer_call(site.call)
     if inputs and layer is not None:
         weight, results = layer.through.tensor, layer.output.tensor.numel()
         return 2 * results * weight.numel() // weight.shape[0]

@@ -11,14 +11,14 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from hesse.calls.choice import local
-from hesse.calls.local import Local
+from hesse.calls.facts import Site
+from hesse.calls.table import site_of
 from hesse.curvature.parameters import Entry, entries
 from hesse.methods.sweep.carried.penalties import penal
 from hesse.methods.sweep.carried.uses import Use, Uses, entering
+from hesse.methods.sweep.chunks import Guess, guessed
 from hesse.structure import NoStructure
-from hesse.tape.narrow import Guess, guessed
-from hesse.tape.record import Call, Recorder, Value
+from hesse.tape.record import Call, Recorder, Value, leading_to
 from hesse.tape.samples import Samples, most
 
 
@@ -27,13 +27,13 @@ class Step:
     """A call on the way to the loss.
 
     Attributes:
-        call: as a function of the values that curvature is carried to.
+        site: the call as a function of the values that curvature is carried to.
         entries: where parameters enter it that have no other uses, but for penalties.
         uses: where leaves that are alive enter it.
         penalties: where penalties on parameters are added that are read elsewhere.
     """
 
-    call: Local
+    site: Site
     entries: list[Entry] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     penalties: list[Use] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Route:
         """
         if size not in self._guesses:
             chunks = self.chunks(size)
-            self._guesses[size] = [guessed(step.call.call, self.samples, chunks) for step in self.tail]
+            self._guesses[size] = [guessed(step.site.call, self.samples, chunks) for step in self.tail]
         return self._guesses[size]
 
     @property
@@ -149,10 +149,10 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
     steps = []
     for call in calls:
         inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in depends]
-        step = Step(local(call, inputs, places))
-        step.entries = list(entries(step.call, uses))
+        step = Step(site_of(call, inputs, places))
+        step.entries = list(entries(step.site, uses))
         own = {leaf for entry in step.entries for leaf in entry.leaves}
-        step.uses = [use for use in alive.of(step.call) if own.isdisjoint(use.leaves)]
+        step.uses = [use for use in alive.of(step.site) if own.isdisjoint(use.leaves)]
         penalised = any(value.source in apart for value in call.inputs.values()) and call not in apart
         if inputs or step.entries or step.uses or penalised:
             on = {leaf for use in step.uses for leaf in use.leaves}.union(
@@ -173,8 +173,8 @@ def _penalise(steps: Sequence[Step], entering: Mapping[Call, Sequence[Value]]) -
     read = {leaf for step in steps for entry in step.entries for leaf in entry.leaves}
     for step in steps:
         elsewhere = read.difference(*(entry.leaves for entry in step.entries))
-        added = [leaf for leaf in dict.fromkeys(entering[step.call.call]) if leaf.leaf in elsewhere]
-        step.penalties = [Use(leaf, step.call) for leaf in added]
+        added = [leaf for leaf in dict.fromkeys(entering[step.site.call]) if leaf.leaf in elsewhere]
+        step.penalties = [Use(leaf, step.site) for leaf in added]
         step.uses = [use for use in step.uses if read.isdisjoint(use.leaves)]
 
 
@@ -185,9 +185,9 @@ def _split(steps: list[Step], places: Mapping[Value, Samples]) -> tuple[list[Ste
     def apart(values: Iterable[Value]) -> bool:
         return all(places[value].count == count for value in values)
 
-    head = [step for step in steps if not apart(step.call.outputs)]
-    tail = [step for step in steps if apart(step.call.outputs)]
-    return (head, tail) if all(apart(step.call.inputs) for step in tail) else (steps, [])
+    head = [step for step in steps if not apart(step.site.outputs)]
+    tail = [step for step in steps if apart(step.site.outputs)]
+    return (head, tail) if all(apart(step.site.inputs) for step in tail) else (steps, [])
 
 
 def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> dict[Value, Samples]:
@@ -209,13 +209,3 @@ def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> d
             if place is not None:
                 places[value] = place
     return places
-
-
-def leading_to(loss: Value, calls: list[Call]) -> list[Call]:
-    """The calls that the loss depends on, in their order."""
-    needed, found = {loss}, []
-    for call in reversed(calls):
-        if needed.intersection(call.outputs):
-            found.append(call)
-            needed.update(call.inputs.values())
-    return found[::-1]

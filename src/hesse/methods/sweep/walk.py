@@ -23,16 +23,16 @@ from collections.abc import Callable, Iterable, Mapping, Set
 import torch
 from torch import Tensor
 
-from hesse.calls.choice import local
-from hesse.calls.local import Local
+from hesse.calls.facts import Site
+from hesse.calls.table import site_of
 from hesse.curvature.parameters import Entry
-from hesse.curvature.terms import Block, Columns, Cross, Diagonal, Term, Unit
+from hesse.curvature.terms import Block, Columns, Cross, Diagonal, Term, Unit, terms_of
 from hesse.curvature.total import Curvature
 from hesse.methods.sweep.carried.leaves import LiveLeaves
+from hesse.methods.sweep.chunks import Chunk, Guess
 from hesse.methods.sweep.route import Route, Step
 from hesse.probe import Probe, random_signs
 from hesse.runtime.progress import Progress
-from hesse.tape.narrow import Chunk, Guess
 from hesse.tape.record import Value
 
 Take = Callable[[Entry, Block], None]
@@ -69,9 +69,11 @@ def run(
 
 
 def _narrowed(step: Step, guesses: Mapping[int, Guess], chunk: Chunk) -> Step:
-    call = chunk.call(step.call.call, guesses)
-    inputs = [chunk.value(value) for value in step.call.inputs]
-    return Step(local(call, inputs, chunk.samples), [entry.narrowed(chunk.numbers) for entry in step.entries])
+    call = chunk.call(step.site.call, guesses)
+    inputs = [chunk.value(value) for value in step.site.inputs]
+    return Step(
+        site_of(call, inputs, chunk.samples), [entry.narrowed(chunk.numbers) for entry in step.entries]
+    )
 
 
 def _walk(
@@ -84,85 +86,86 @@ def _walk(
     """Take calls out; terms that are `waiting` join where the walk comes to one of their values."""
     curvature = Curvature(waiting.samples)
     for step in steps:
-        for term in waiting.remove(step.call.outputs):
+        for term in waiting.remove(step.site.outputs):
             curvature.add(term)
-        call = step.call
-        if call.inputs:
+        site = step.site
+        if site.inputs:
             # A diagonal has a column for every element of it where it cannot stay a diagonal.
-            touched = [t for t in curvature.terms if isinstance(t, Diagonal) and _touches(t, call)]
+            touched = [t for t in curvature.terms if isinstance(t, Diagonal) and _touches(t, site)]
             spread = [term for term in touched if not curvature.absorb(term)]
             curvature.condense(sum(curvature.width(next(iter(t.scales))) for t in spread))
         for entry in step.entries:
-            take(entry, curvature.at(call.outputs[0]))
-        given = [adjoints.pop(value, None) for value in call.outputs]
+            take(entry, curvature.at(site.outputs[0]))
+        given = [adjoints.pop(value, None) for value in site.outputs]
         for use in step.uses:
             live.enter(use, curvature, given)
         for use in step.penalties:
             live.penalise(use, given)
-        live.pull(call)
-        _pull_curvature(call, curvature)
-        if call.inputs:
-            for term in call.curvature(given):
-                curvature.add(term)
+        live.pull(site)
+        _pull_curvature(site, curvature)
+        if site.inputs:
+            for piece in site.second.against(given):
+                for term in terms_of(piece):
+                    curvature.add(term)
             columns = [None if g is None else g.unsqueeze(0) for g in given]
-            for value, stack in call.pull(columns).items():
+            for value, stack in site.first.pull(columns).items():
                 adjoints[value] = adjoints[value] + stack[0] if value in adjoints else stack[0]
         curvature.require_samples()
     return curvature
 
 
-def _touches(term: Diagonal, call: Local) -> bool:
+def _touches(term: Diagonal, site: Site) -> bool:
     """Is it a term of the call's result that does not stay a diagonal?"""
-    return any(value in term.scales for value in call.outputs) and not call.keeps(term.scales)
+    return any(value in term.scales for value in site.outputs) and not site.first.keeps(term.scales)
 
 
-def _pull_curvature(call: Local, curvature: Curvature) -> None:
+def _pull_curvature(site: Site, curvature: Curvature) -> None:
     """Take the call's results out of all terms."""
-    for term in curvature.remove(call.outputs):
-        if call.inputs:
-            curvature.add(_pulled(term, call, curvature))
-        elif term.forget(call.outputs):  # it may go on elsewhere
+    for term in curvature.remove(site.outputs):
+        if site.inputs:
+            curvature.add(_pulled(term, site, curvature))
+        elif term.forget(site.outputs):  # it may go on elsewhere
             curvature.add(term)
 
 
-def _pulled(term: Term, call: Local, curvature: Curvature) -> Term:
+def _pulled(term: Term, site: Site, curvature: Curvature) -> Term:
     """A term with the inputs of a call in place of its results."""
     if isinstance(term, Diagonal):
-        if call.keeps(term.scales):
-            return call.pull_diagonal(term)
+        if site.first.keeps(term.scales):
+            return Diagonal(*site.first.pull_diagonal(term.core, term.scales))
         term = curvature.factor(term)
     if isinstance(term, Cross):
         for columns in (term.left, term.right):
-            _pull_columns(columns, term.rank, call, curvature)
+            _pull_columns(columns, term.rank, site, curvature)
         return term
-    if curvature.is_dense(term, repeated=call.thin) and len(call.inputs) == len(call.outputs) == 1:
-        (u,), (v,) = call.inputs, call.outputs
+    if curvature.is_dense(term, repeated=site.first.thin) and len(site.inputs) == len(site.outputs) == 1:
+        (u,), (v,) = site.inputs, site.outputs
         if u in term.columns or curvature.width(u) <= curvature.width(v):
-            return curvature.both_sides(term, v, u, call.pull_right, call.pull_left)
-    _pull_columns(term.columns, term.rank, call, curvature)
+            return curvature.both_sides(term, v, u, site.first.pull_right, site.first.pull_left)
+    _pull_columns(term.columns, term.rank, site, curvature)
     return term
 
 
-def _pull_columns(columns: Columns, rank: int, call: Local, curvature: Curvature) -> None:
+def _pull_columns(columns: Columns, rank: int, site: Site, curvature: Curvature) -> None:
     """Likewise for columns, in place."""
-    given = [columns.pop(value, None) for value in call.outputs]
+    given = [columns.pop(value, None) for value in site.outputs]
     if all(c is None for c in given):
         return
     weights = None
     first = given[0]
     if isinstance(first, Unit) and len(given) == 1:
-        units = call.pull_unit(first)
-        if units is not None and columns.keys().isdisjoint(units):
-            columns |= units
+        scales = site.first.pull_coordinates(first.scale)
+        if scales is not None and columns.keys().isdisjoint(scales):
+            columns |= {value: Unit(first.start, scale) for value, scale in scales.items()}
             return
         if first.scale is not None:  # columns that all samples share are weighted when they are pulled
-            weights = curvature.weights(call.outputs[0], first, rank)
+            weights = curvature.weights(site.outputs[0], first, rank)
             given = [Unit(first.start)]
     stacks = [
         None if c is None else curvature.stack(value, c, rank)
-        for value, c in zip(call.outputs, given, strict=True)
+        for value, c in zip(site.outputs, given, strict=True)
     ]
-    for value, stack in call.pull(stacks).items():
+    for value, stack in site.first.pull(stacks).items():
         known = columns.get(value)
         stack = stack if weights is None else curvature.weighted(value, stack, weights)
         columns[value] = stack if known is None else stack + curvature.stack(value, known, rank)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from hesse.calls.flops import flops
-from hesse.calls.local import Local
+from hesse.calls.facts import Site
+from hesse.calls.table import flops
 from hesse.methods.sweep.carried.live import HELD
 from hesse.methods.sweep.carried.uses import LayerUse, Use
 from hesse.tape.record import Value
@@ -68,17 +68,17 @@ class LiveSketch:
 
     def enter(self, use: Use, terms: Sequence[Term]) -> None:
         """A use is taken in, where the curvature by its results has these terms."""
-        leaves, results = tuple(use.leaves), _elements(use.call.outputs)
+        leaves, results = tuple(use.leaves), _elements(use.site.outputs)
         work = self.work.setdefault(leaves, Work(matrix=3 * self._matrices * use.size**2))
-        ahead = self._ahead(leaves, use.call.inputs)
-        beside = [self._ahead(leaves, term.values.difference(use.call.outputs)) for term in terms]
+        ahead = self._ahead(leaves, use.site.inputs)
+        beside = [self._ahead(leaves, term.values.difference(use.site.outputs)) for term in terms]
         columns, strand = self._strand(use, ahead)
         self._read(use, work, results)
         for term, values in zip(terms, beside, strict=True):
             elements = results + _elements(values)
             work.operations += 2 * columns * term.rank * elements
             work.moved += columns * elements
-        strand.values.update(ahead, use.call.outputs if ahead else (), *beside)
+        strand.values.update(ahead, use.site.outputs if ahead else (), *beside)
         work.held = max(work.held, self._held(leaves))
 
     def _strand(self, use: Use, ahead: Set[Value]) -> tuple[int, _Strand]:
@@ -87,7 +87,7 @@ class LiveSketch:
         known = [strand for strand in self._strands if strand.leaves == leaves]
         rows = columns
         if isinstance(use, LayerUse):
-            columns = _elements(use.call.outputs) // use.samples.count
+            columns = _elements(use.site.outputs) // use.samples.count
             rows = columns + (use.layer.input.numel() // use.samples.count if use.input in ahead else 0)
             known = []
         if not known:
@@ -99,11 +99,11 @@ class LiveSketch:
         """What a use adds to the curvature by the leaf itself."""
         size = use.size
         if not isinstance(use, LayerUse):
-            work.operations += 4 * size * flops(use.call.call) + 6 * self._matrices * size**2 * results
-            work.moved += size * (size + 4 * results + 4 * _elements(use.call.inputs))
+            work.operations += 4 * size * flops(use.site.call) + 6 * self._matrices * size**2 * results
+            work.moved += size * (size + 4 * results + 4 * _elements(use.site.inputs))
             work.calls += 100 + 60 * size * (size + results) // HELD
             return
-        (z,), outputs = use.call.outputs, use.call.outputs[0].tensor.shape[-1]
+        (z,), outputs = use.site.outputs, use.site.outputs[0].tensor.shape[-1]
         met = [s.rows for s in self._strands if s.leaves == tuple(use.leaves) and z in s.values]
         if self._matrices:
             inputs = size // outputs
@@ -114,14 +114,14 @@ class LiveSketch:
             work.moved += 3 * sum(met) * results
             work.calls += 150 + 60 * len(met)
 
-    def pull(self, call: Local, operations: int) -> None:
+    def pull(self, site: Site, operations: int) -> None:
         """A call is taken out; `operations` of doing so with one column."""
-        elements = _elements(call.outputs) + _elements(call.inputs)
+        elements = _elements(site.outputs) + _elements(site.inputs)
         for strand in self._strands:
-            if strand.values.isdisjoint(call.outputs):
+            if strand.values.isdisjoint(site.outputs):
                 continue
-            strand.values.difference_update(call.outputs)
-            ahead = self._ahead(strand.leaves, call.inputs)
+            strand.values.difference_update(site.outputs)
+            ahead = self._ahead(strand.leaves, site.inputs)
             if ahead:
                 work = self.work[strand.leaves]
                 work.operations += strand.rows * operations

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hesse.calls.local import Local
+from hesse.calls.facts import Site
 from hesse.curvature.total import Curvature
 from hesse.methods.sweep.carried.live import (
     Adjoints,
@@ -42,18 +42,18 @@ class LiveLeaves:
         index = use.leaves[0]
         if index not in self._leaves:
             self._leaves[index] = _KINDS[self._question, type(use)](use, self._check)
-        self._leaves[index].enter(use, curvature, adjoints, self._ahead(index, use.call))
+        self._leaves[index].enter(use, curvature, adjoints, self._ahead(index, use.site))
 
     def penalise(self, use: Use, adjoints: Adjoints) -> None:
         """Take in what is added to the loss of a leaf that is read elsewhere."""
         self.penalties[use.leaves[0]].append(Penalty(use, adjoints))
 
-    def pull(self, call: Local) -> None:
+    def pull(self, site: Site) -> None:
         """Take the results of a call out."""
         for index, leaf in self._leaves.items():
             for strand in leaf.strands:
-                if not strand.by.keys().isdisjoint(call.outputs):
-                    strand.pull(call, self._ahead(index, call))
+                if not strand.by.keys().isdisjoint(site.outputs):
+                    strand.pull(site, self._ahead(index, site))
 
     def parts(self) -> dict[int, Tensor]:
         """The curvature of each leaf by itself: its diagonal, or matrix, by its index."""
@@ -63,11 +63,11 @@ class LiveLeaves:
         """What to compare with plain products: the block that a diagonal was read from times signs."""
         return [probe for leaf in self._leaves.values() for probe in leaf.probes()]
 
-    def _ahead(self, index: int, call: Local) -> Ahead:
+    def _ahead(self, index: int, site: Site) -> Ahead:
         """Of the call's results: does an input lead to uses of the leaf?"""
 
         def ahead(value: Value) -> bool:
-            before = call.inputs if value in call.outputs else [value]
+            before = site.inputs if value in site.outputs else [value]
             return any(index in self._depends[u] for u in before)
 
         return ahead

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.calls.local import Local
+from hesse.calls.facts import Site
 from hesse.curvature.total import Curvature
 from hesse.methods.sweep.carried.uses import Rows, Use
 from hesse.probe import Probe, random_signs
@@ -52,11 +52,12 @@ class Strand:
         for value, stack in stacks.items():
             self.by[value] = self.by[value] + stack if value in self.by else stack
 
-    def pull(self, call: Local, ahead: Ahead) -> None:
+    def pull(self, site: Site, ahead: Ahead) -> None:
         """Take the results of a call out."""
-        columns = [self.by.pop(value, None) for value in call.outputs]
-        if any(stack is not None for stack in columns) and any(map(ahead, call.inputs)):
-            self.add({value: stack for value, stack in call.pull(columns).items() if ahead(value)})
+        columns = [self.by.pop(value, None) for value in site.outputs]
+        if any(stack is not None for stack in columns) and any(map(ahead, site.inputs)):
+            pulled = site.first.pull(columns)
+            self.add({value: stack for value, stack in pulled.items() if ahead(value)})
 
 
 class LiveLeaf(ABC):
@@ -126,7 +127,7 @@ class ByCoordinates(LiveLeaf):
         derivative = use.at(adjoints)
         for strand in self.strands:
             rows = derivative.rows(strand.directions)
-            along = curvature.along(rows.results, lambda value: value in use.call.outputs or ahead(value))
+            along = curvature.along(rows.results, lambda value: value in use.site.outputs or ahead(value))
             self.add(strand, rows, along)
             for stacks in (along, rows.inputs):
                 strand.add({value: stack for value, stack in stacks.items() if ahead(value)})
@@ -140,7 +141,7 @@ class DiagonalByCoordinates(ByCoordinates):
     """Its diagonal, and for a check the product of its block with random signs."""
 
     def __init__(self, use: Use, check: bool) -> None:
-        most = use.size + max(value.tensor.numel() for value in use.call.outputs)
+        most = use.size + max(value.tensor.numel() for value in use.site.outputs)
         super().__init__(use, max(1, HELD // most), check)
         self._own, self._product = self.leaf.new_zeros(2, use.size)
         self._check = check

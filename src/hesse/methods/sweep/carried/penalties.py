@@ -13,10 +13,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.calls.table import Kind, canonical, kind_of
+from hesse.calls.table import row_of
+from hesse.look.perturb import differs
 from hesse.methods.sweep.carried.uses import Use
 from hesse.tape.record import Call, Value
-from hesse.tape.samples import Samples, differs, most
+from hesse.tape.samples import Samples, most
 
 HELD = 2**22
 """How many numbers of rows of a second derivative are held at once."""
@@ -39,8 +40,12 @@ def penal(calls: Sequence[Call], samples: Mapping[Value, Samples]) -> set[Call]:
 
 
 def _adds(call: Call, samples: Mapping[Value, Samples], count: int) -> bool:
-    linear = kind_of(call) in (Kind.VIEW, Kind.LINEAR) or canonical(call.name) in ("add", "sub")
-    return linear and all(value in samples and samples[value].count < count for value in call.outputs)
+    row = row_of(call)
+    return (
+        row is not None
+        and row.linear
+        and all(value in samples and samples[value].count < count for value in call.outputs)
+    )
 
 
 class Penalty:

@@ -38,7 +38,7 @@ class LayerRows(Strand):
 
     def begin(self, use: LayerUse, curvature: Curvature, ahead: Ahead) -> None:
         """Take the curvature by the outputs, while they are alive."""
-        (z,), input = use.call.outputs, use.input
+        (z,), input = use.site.outputs, use.input
         outputs = curvature.stack(z, Unit(), self.layer.columns)
         self.add(curvature.along({z: outputs}, ahead))
         if input is not None and ahead(input):
@@ -75,7 +75,7 @@ class ByOutputs(LiveLeaf):
 
     def enter(self, use: LayerUse, curvature: Curvature, adjoints: Adjoints, ahead: Ahead) -> None:
         """See `LiveLeaf`."""
-        (adjoint,), (z,) = adjoints, use.call.outputs
+        (adjoint,), (z,) = adjoints, use.site.outputs
         layer = Layer(use.layer, use.samples, torch.zeros_like(z.tensor) if adjoint is None else adjoint)
         now = LayerRows(layer, LayerEntry(layer))
         self.add(now, curvature, z)
@@ -100,7 +100,7 @@ class DiagonalByOutputs(ByOutputs):
 
     def __init__(self, use: LayerUse, check: bool) -> None:
         super().__init__()
-        entry = LayerEntry(Layer(use.layer, use.samples, use.call.outputs[0].tensor.detach()))
+        entry = LayerEntry(Layer(use.layer, use.samples, use.site.outputs[0].tensor.detach()))
         self._split = entry.split
         self._own, self._product = entry.like.new_zeros(2, *entry.shape)
         (self._signs,) = random_signs([self._own])
@@ -161,7 +161,7 @@ class MatrixByOutputs(ByOutputs):
     def __init__(self, use: LayerUse, check: bool) -> None:
         """`check`: is made where the blocks are joined with others."""
         super().__init__()
-        layer = Layer(use.layer, use.samples, use.call.outputs[0].tensor.detach())
+        layer = Layer(use.layer, use.samples, use.site.outputs[0].tensor.detach())
         self._sum = Matrix([layer] * 2, within=True)  # twice, as blocks of single uses are not added up
 
     def add(self, now: LayerRows, curvature: Curvature, z: Value) -> None:

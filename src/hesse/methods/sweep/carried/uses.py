@@ -21,9 +21,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hesse.calls.local import Local, rerun
-from hesse.calls.weights import LayerCall, Linear, layer_call
+from hesse.calls.facts import Site
+from hesse.calls.layouts import Linear
+from hesse.calls.weights import LayerCall, layer_call
 from hesse.tape.record import Call, Value
+from hesse.tape.replay import rerun
 from hesse.tape.samples import Samples
 
 
@@ -33,11 +35,11 @@ class Use:
 
     Attributes:
         leaf: the leaf.
-        call: the call, as a function of its live inputs.
+        site: the call, as a function of its live inputs.
     """
 
     leaf: Value
-    call: Local
+    site: Site
 
     @property
     def leaves(self) -> list[int]:
@@ -75,7 +77,7 @@ class LayerUse(Use):
     @property
     def input(self) -> Value | None:
         """The layer's input, if it is live."""
-        return next((value for value in self.call.inputs if value.tensor is self.layer.input), None)
+        return next((value for value in self.site.inputs if value.tensor is self.layer.input), None)
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ class Derivative:
     """
 
     def __init__(self, use: Use, adjoints: Sequence[Tensor | None]) -> None:
-        self._outputs, self._shape = use.call.outputs, use.leaf.tensor.shape
+        self._outputs, self._shape = use.site.outputs, use.leaf.tensor.shape
         leaf = use.leaf.tensor
-        between = [value for value in use.call.call.inputs.values() if value not in use.call.samples]
-        leaves, results = rerun(use.call.call, use.call.inputs, attached=between)
+        between = [value for value in use.site.call.inputs.values() if value not in use.site.samples]
+        leaves, results = rerun(use.site.call, use.site.inputs, attached=between)
         cotangents = [
             (torch.zeros_like(result) if g is None else g.detach().clone()).requires_grad_()
             for result, g in zip(results, adjoints, strict=True)
@@ -143,14 +145,14 @@ class Uses:
         self._entering, _ = entering(calls, samples, live)
         self._layers = _tied_layers(self._entering, samples)
 
-    def of(self, call: Local) -> Iterator[Use]:
+    def of(self, site: Site) -> Iterator[Use]:
         """Those of a call."""
-        layer = self._layers.get(call.call)
-        for leaf in dict.fromkeys(self._entering.get(call.call, ())):
+        layer = self._layers.get(site.call)
+        for leaf in dict.fromkeys(self._entering.get(site.call, ())):
             if layer is None or leaf.leaf not in (layer.weight, layer.bias):
-                yield Use(leaf, call)
+                yield Use(leaf, site)
             elif leaf.leaf == layer.weight:
-                yield LayerUse(leaf, call, layer, self._samples[layer.output])
+                yield LayerUse(leaf, site, layer, self._samples[layer.output])
 
 
 def entering(
@@ -194,7 +196,7 @@ def _tied_layers(
             for call in calls
             if (layer := _layer(call, samples)) is not None and layer.weight == weight.leaf
         }
-        forms = {(layer.kind, samples[layer.output].count) for layer in layers.values()}
+        forms = {(layer.layout, samples[layer.output].count) for layer in layers.values()}
         if not 1 < len(layers) == len(calls) or len(forms) > 1:
             continue
         # On the average half of the uses come later, and each has a column for every output and input.
@@ -210,8 +212,8 @@ def _layer(call: Call, samples: Mapping[Value, Samples]) -> LayerCall | None:
     layer = layer_call(call)
     if (
         layer is None
-        or not isinstance(layer.kind, Linear)
-        or samples[layer.output].dim >= layer.output.tensor.dim() - layer.kind.own[1]
+        or not isinstance(layer.layout, Linear)
+        or samples[layer.output].dim >= layer.output.tensor.dim() - layer.layout.own[1]
     ):
         return None
     plain = not layer.moves or any(v.tensor is layer.input and not v.changed for v in call.inputs.values())

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.calls.local import results_of
 from hesse.curvature.terms import Columns, Cross, Diagonal, Factor, Term, Unit
 from hesse.structure import NoStructure
 from hesse.tape.record import Call, Value
+from hesse.tape.replay import results_of
 from hesse.tape.samples import ONE_SAMPLE, Samples
 
 Guess = Callable[[Any, range], Any]

@@ -1,0 +1,416 @@
+r"""What a walker asks of a call $v = \varphi(u_1, u_2, \dots)$: two facts about it at its point.
+
+`first` is a map: the Jacobian J, by which columns are pulled back from the results to the inputs. `second` is
+a bend: the second derivative of $\langle c, \varphi \rangle$ for given adjoints c. What is here holds for any
+call and is found by running it again under autograd; the table (`calls.table`) knows closed forms for most.
+Calls know nothing of what walkers carry: a bend is handed over in a few plain `Piece`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.calls.diagonals import diagonal_of, enters_once, random_like, squared_rows
+from hesse.structure import NoStructure
+from hesse.tape.record import Call, Value
+from hesse.tape.replay import rerun
+from hesse.tape.samples import Samples
+
+Scales = dict[Value, Tensor | None]
+"""What elements are multiplied by; None is one."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnElements:
+    """Second derivatives by u and w whose elements meet in those of `core`, all of one shape."""
+
+    u: Value
+    w: Value
+    core: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Across:
+    """Second derivatives by u and w: for every coordinate of u in a sample, those by w, [width of u, *w]."""
+
+    u: Value
+    w: Value
+    rows: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class OnRows:
+    """Second derivatives by rows of u that do not touch: `diag(d) + x c xᵀ + p qᵀ + q pᵀ` in each.
+
+    Attributes:
+        u: the input.
+        diagonal: d, like u.
+        square: c, [N, R], and x, or None; `mutual`: p and q, or None. Each is a stack [R, *u] of columns that
+            are zero in all rows but one.
+    """
+
+    u: Value
+    diagonal: Tensor
+    square: tuple[Tensor, Tensor] | None
+    mutual: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """Second derivatives by all inputs together: a block [N, f, f] over their joined coordinates.
+
+    Attributes:
+        widths: coordinates of each input in a sample, in the order of the block.
+        core: the block.
+    """
+
+    widths: Mapping[Value, int]
+    core: Tensor
+
+
+Piece = OnElements | Across | OnRows | Whole
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a bend will hand over, from shapes alone.
+
+    Attributes:
+        diagonals: the values of each diagonal.
+        rank: columns of all else together.
+    """
+
+    diagonals: Sequence[Sequence[Value]] = ()
+    rank: int = 0
+
+
+class Site:
+    """A call as a function of its live inputs.
+
+    Attributes:
+        call: the call.
+        inputs: the live values among its arguments, each once.
+        outputs: what it made.
+        samples: where the samples are in live values.
+        listed: the table has maps for calls of its name.
+        first: the map; `second`: the bend.
+    """
+
+    first: Map
+    second: Bend
+
+    def __init__(
+        self,
+        call: Call,
+        inputs: Sequence[Value],
+        samples: Mapping[Value, Samples],
+        reader: Callable[..., Any] | None = None,
+        listed: bool = False,
+    ) -> None:
+        self.call, self.inputs, self.outputs = call, list(inputs), call.outputs
+        self.samples, self.listed, self._reader = samples, listed, reader
+
+    @cached_property
+    def read(self) -> Any:
+        """What the reader of its row makes of its arguments."""
+        return None if self._reader is None else self.call.read_by(self._reader)
+
+    @cached_property
+    def again(self) -> tuple[dict[Value, Tensor], list[Tensor]]:
+        """The call once more on leaves of its own: these, and its results."""
+        return rerun(self.call, self.inputs)
+
+    @property
+    def by_autograd(self) -> bool:
+        """Is nothing known of it, so that its derivatives are taken by autograd?"""
+        return not self.listed and type(self.first) is Map
+
+    def shape(self, value: Value) -> torch.Size:
+        """Of one sample."""
+        return self.samples[value].first(value.tensor.detach()).shape[1:]
+
+    def width(self, value: Value) -> int:
+        """Coordinates of one sample."""
+        return value.tensor.numel() // self.samples[value].count
+
+    def everywhere(self, value: Value, stack: Tensor) -> Tensor:
+        """A stack for one sample, the same for all."""
+        layout = self.samples[value]
+        return layout.back(stack.unsqueeze(1).expand(-1, layout.count, *stack.shape[1:]), 1)
+
+    def one_hot(self, value: Value, dtype: torch.dtype) -> Tensor:
+        """The coordinates of a value as columns, [width, *value]."""
+        ones = torch.eye(self.width(value), dtype=dtype, device=value.tensor.device)
+        return self.everywhere(value, ones.view(-1, *self.shape(value)))
+
+
+class Map:
+    """The first derivative of a call: here by autograd, whatever the call."""
+
+    linear = False
+    """Is the call linear in all of its arguments together?"""
+    thin = False
+    """Is a column pulled back with far less work than its product with a dense block?"""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """The map of a call; None where this kind of map is not that of these arguments."""
+        return cls(site)
+
+    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """`Jᵀ` times stacks of columns of the outputs, [r, *output]; None is zero."""
+        leaves, results = self.site.again
+        pairs = [(r, c) for r, c in zip(results, columns, strict=True) if c is not None]
+        made, stacks = zip(*pairs, strict=True)
+
+        def product(*cotangents: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(
+                made, list(leaves.values()), cotangents, retain_graph=True, materialize_grads=True
+            )
+
+        if len(stacks[0]) == 1:
+            found = [part.unsqueeze(0) for part in product(*(stack[0] for stack in stacks))]
+        else:
+            found = list(torch.vmap(product)(*stacks))
+        return dict(zip(leaves, found, strict=True))
+
+    def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """A block [N, k, f] times J, sample by sample, of one input and result; may overwrite it."""
+        ((value,), (output,)) = self.site.inputs, self.site.outputs
+        stack = rows.transpose(0, 1).reshape(rows.shape[1], len(rows), *self.site.shape(output))
+        pulled = self.pull([self.site.samples[output].back(stack, 1)])[value]
+        return self.site.samples[value].flat(pulled, 1).transpose(0, 1)
+
+    def pull_left(self, columns: Tensor, out: Tensor | None = None) -> Tensor:
+        """`Jᵀ` times a block [N, f, k], of one input and result; may overwrite it."""
+        return self.pull_right(columns.transpose(1, 2)).transpose(1, 2)
+
+    def keeps(self, values: Collection[Value]) -> bool:
+        """Are diagonals over these values, the results among them, pulled back to diagonals?"""
+        return False
+
+    def pull_diagonal(self, core: Tensor, scales: Scales) -> tuple[Tensor, Scales]:
+        """What it `keeps`: from `diag(s_u c s_w)` over the values of `scales` to the same over the inputs."""
+        raise NotImplementedError
+
+    def pull_coordinates(self, scale: Tensor | None) -> Scales | None:
+        """From the scaled coordinates of the only result to those of every input, if they are such."""
+        return None
+
+    def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
+        """The parameters that are broadcast over the result and multiplied by a slope.
+
+        Each with its slope, and how many dimensions the result has behind those of the parameter.
+        """
+        return iter(())
+
+    def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """`(J ∘ J)ᵀ` times diagonals of the results; None is zero."""
+        ones = self._pulled([torch.ones_like(v.tensor) for v in self.site.outputs])
+        pulled = self._pulled(given)
+        return {
+            value: fitted(ones[value] * pulled[value], value)
+            if self._enters_once(value, ones[value])
+            else fitted(squared_rows(self.site.again[1], given, self.site.again[0][value]), value)
+            for value in self.site.inputs
+        }
+
+    def _enters_once(self, value: Value, ones: Tensor) -> bool:
+        if sum(v.tensor.numel() for v in self.site.outputs) == 1:
+            return True
+        some = [random_like(v.tensor) for v in self.site.outputs]
+        return enters_once(ones, *(self._pulled(s)[value] for s in (some, [r.square() for r in some])))
+
+    def _pulled(self, vectors: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """`Jᵀ` times one vector for each output, by autograd."""
+        leaves, results = self.site.again
+        made, given = both(results, vectors)
+        found = torch.autograd.grad(
+            made, list(leaves.values()), given, retain_graph=True, materialize_grads=True
+        )
+        return dict(zip(leaves, found, strict=True))
+
+
+class Bend:
+    """The second derivative of a call: here by autograd, whatever the call."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def forecast(self) -> Forecast:
+        """What `against` may hand over."""
+        return Forecast(rank=sum(map(self.site.width, self.site.inputs)))
+
+    def against(self, adjoints: Sequence[Tensor | None]) -> Iterator[Piece]:
+        """The second derivative of `<adjoints, call>` by the inputs, in pieces; None is zero."""
+        leaves, results = self.site.again
+        slopes = slopes_against(leaves, results, adjoints)
+        if slopes is None:
+            return
+        inputs, values = list(leaves.values()), list(leaves)
+        if self._joins_samples(slopes, inputs):
+            raise NoStructure(f"{self.site.call.name} joins samples")
+        widths = [self.site.width(value) for value in values]
+        seeds = torch.eye(sum(widths), dtype=inputs[0].dtype, device=inputs[0].device).split(widths, 1)
+        stacks = [
+            self.site.everywhere(value, seed.view(-1, *self.site.shape(value)))
+            for value, seed in zip(values, seeds, strict=True)
+        ]
+        rows = torch.vmap(lambda *stacks: grad(slopes, inputs, stacks))(*stacks)
+        flat = [self.site.samples[value].flat(row, 1) for value, row in zip(values, rows, strict=True)]
+        core = torch.cat(flat, 2).transpose(0, 1)
+        if bool(core.any()):
+            yield Whole(dict(zip(values, widths, strict=True)), core)
+
+    def diagonal(self, adjoints: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """The second derivatives of `<adjoints, call>` by single elements of the inputs."""
+        leaves, results = self.site.again
+        slopes = slopes_against(leaves, results, adjoints)
+        return {
+            value: fitted(diagonal_of(slope, leaf), value)
+            for (value, leaf), slope in zip(leaves.items(), slopes or (), strict=False)
+            if slope.requires_grad
+        }
+
+    def _joins_samples(self, slopes: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+        """Does the second derivative of a call whose result has no samples join those of its inputs?
+
+        Scaling every sample of a vector by a factor of its own must scale every sample of the product.
+        """
+        site = self.site
+        count = max(site.samples[v].count for v in site.inputs)
+        if all(v not in site.samples or site.samples[v].count == count for v in site.outputs):
+            return False
+        generator = torch.Generator().manual_seed(5)
+        factors = torch.rand(count, generator=generator) + 0.5
+        ones, scaled = [], []
+        for value, tensor in zip(site.inputs, inputs, strict=True):
+            vector = torch.randn(tensor.shape, generator=generator).to(tensor)
+            ones.append(vector)
+            scaled.append(self._by_sample(value, vector, factors))
+        before = grad(slopes, inputs, ones)
+        after = grad(slopes, inputs, scaled)
+        eps = torch.finfo(inputs[0].dtype).eps
+        return any(
+            bool((self._by_sample(v, b, factors) - a).norm() > eps**0.5 * b.norm())
+            for v, b, a in zip(site.inputs, before, after, strict=True)
+        )
+
+    def _by_sample(self, value: Value, tensor: Tensor, factors: Tensor) -> Tensor:
+        layout = self.site.samples[value]
+        if layout.count < len(factors):
+            return tensor
+        first = layout.first(tensor)
+        return layout.back(first * factors.to(first).view(-1, *(1,) * (first.dim() - 1)))
+
+
+class Straight(Bend):
+    """No second derivative."""
+
+    def forecast(self) -> Forecast:
+        """Nothing."""
+        return Forecast()
+
+    def against(self, adjoints: Sequence[Tensor | None]) -> Iterator[Piece]:
+        """Nothing."""
+        return iter(())
+
+    def diagonal(self, adjoints: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """Nothing."""
+        return {}
+
+
+class Linear(Map):
+    """A call that is linear in all of its arguments together."""
+
+    linear = True
+
+
+class Selecting(Linear):
+    """A linear call whose Jacobian holds zeros and ones only, which are their own squares."""
+
+    def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """As columns are pulled back."""
+        return {value: fitted(part, value) for value, part in self._pulled(given).items()}
+
+
+def squared_parameters(first: Map, k: Tensor) -> dict[Value, Tensor]:
+    """A diagonal of the result times the squared slopes of the parameters that are spread over it."""
+    found = {}
+    for parameter, slope, trailing in first.spread():
+        shape = parameter.tensor.shape
+        found[parameter] = (slope.square() * k).sum_to_size(*shape, *(1,) * trailing).view(shape)
+    return found
+
+
+def slopes_against(
+    leaves: Mapping[Value, Tensor], results: Sequence[Tensor], adjoints: Sequence[Tensor | None]
+) -> Sequence[Tensor] | None:
+    """`<adjoints, call>` differentiated by the inputs, with a graph; None if it is linear."""
+    made, given = both(results, adjoints)
+    if not made:
+        return None
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(
+            made, list(leaves.values()), given, create_graph=True, materialize_grads=True
+        )
+    return slopes if any(slope.requires_grad for slope in slopes) else None
+
+
+def slopes_of(leaves: Mapping[Value, Tensor], results: Sequence[Tensor]) -> dict[Value, Tensor]:
+    """Of a call of single elements that was run again: the derivative by each input, with a graph."""
+    (result,) = results
+    with torch.enable_grad():
+        slopes = torch.autograd.grad(
+            result,
+            list(leaves.values()),
+            torch.ones_like(result),
+            create_graph=True,
+            materialize_grads=True,
+        )
+    return dict(zip(leaves, slopes, strict=True))
+
+
+def grad(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Vectors times the derivative of outputs, of those that have one."""
+    pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o.requires_grad]
+    tracked, given = zip(*pairs, strict=True)
+    return torch.autograd.grad(tracked, inputs, given, retain_graph=True, materialize_grads=True)
+
+
+def both(
+    results: Sequence[Tensor], vectors: Sequence[Tensor | None]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Results with their vectors, without those that have none."""
+    pairs = [(r, v) for r, v in zip(results, vectors, strict=True) if v is not None]
+    return tuple(r for r, _ in pairs), tuple(v for _, v in pairs)
+
+
+def onto(stack: Tensor, value: Value) -> Tensor:
+    """Undo broadcasting: sum over what the value does not have."""
+    shape = value.tensor.shape
+    if stack.shape[1:] == shape:
+        return stack
+    padded = (1,) * (stack.dim() - 1 - len(shape))
+    return stack.sum_to_size(len(stack), *padded, *shape).view(len(stack), *shape)
+
+
+def fitted(part: Tensor, value: Value) -> Tensor:
+    """A derivative by a value, broadcasting and a change of precision undone."""
+    return part.sum_to_size(value.tensor.shape).to(value.tensor.dtype)
+
+
+def times(one: Tensor, other: Tensor | None) -> Tensor:
+    """The product, where None is one."""
+    return one if other is None else one * other

@@ -1,0 +1,164 @@
+"""Calls whose results hold elements of their argument: what is pulled back is only moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hesse.calls.facts import Map, Scales, Selecting, Site, times
+from hesse.structure import NoStructure
+from hesse.tape.record import Value, leaves_of
+from hesse.tape.replay import contents
+
+
+class Moving(Selecting):
+    """A view of one argument, or a copy of one: chunks and slices, transposed, reshaped, flipped."""
+
+    distinct = True
+    """Is no element taken twice?"""
+
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """Where its argument is live."""
+        return cls(site) if site.inputs == list(site.call.inputs.values()) else None
+
+    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """Move every element to where it came from."""
+        (value,) = self.site.inputs
+        moved = [(c, places) for c, places in zip(columns, self._places, strict=True) if c is not None]
+        shape = value.tensor.shape
+        if self._order is not None:
+            ((stack, _),) = moved
+            permuted = stack.permute(0, *(1 + dim for dim in self._order))
+            return {value: permuted.reshape(len(stack), *shape)}
+        whole = moved[0][0].new_zeros(len(moved[0][0]), shape.numel())
+        for stack, places in moved:
+            self._put(whole, places.flatten(), stack.flatten(1))
+        return {value: whole.view(-1, *shape)}
+
+    def _put(self, whole: Tensor, places: Tensor, parts: Tensor) -> None:
+        """Parts [r, n] into whole [r, all]."""
+        whole.index_copy_(1, places, parts)
+
+    def keeps(self, values: Collection[Value]) -> bool:
+        """Diagonals over the result alone."""
+        return len(values) == 1
+
+    def pull_diagonal(self, core: Tensor, scales: Scales) -> tuple[Tensor, Scales]:
+        """Move what is on the diagonal."""
+        ((output, scale),) = scales.items()
+        own = times(times(core, scale), scale).unsqueeze(0)
+        ((value, moved),) = self.pull([own if v is output else None for v in self.site.outputs]).items()
+        return moved.squeeze(0), {value: None}
+
+    def pull_coordinates(self, scale: Tensor | None) -> Scales | None:
+        """As they are, where the elements of a sample keep their order."""
+        if not self._keeps_order:
+            return None
+        (value,) = self.site.inputs
+        return {value: None if scale is None else self.pull([scale.unsqueeze(0)])[value][0]}
+
+    @cached_property
+    def _keeps_order(self) -> bool:
+        (value,), samples = self.site.inputs, self.site.samples
+        if len(self.site.outputs) > 1 or samples[value].count != samples[self.site.outputs[0]].count:
+            return False
+        before = samples[value].flat(self._numbers)
+        return torch.equal(before, samples[self.site.outputs[0]].flat(self._places[0]))
+
+    @cached_property
+    def _order(self) -> list[int] | None:
+        """The dimensions of the only result as they lie in the argument, if they are all that has changed."""
+        places = self._places[0]
+        order = sorted(range(places.dim()), key=lambda dim: -places.stride()[dim])
+        kept = torch.equal(places.permute(order).flatten(), self._numbers.flatten())
+        return order if kept else None
+
+    @cached_property
+    def _places(self) -> list[Tensor]:
+        """Where in the argument the elements of every result are."""
+        call = self.site.call
+        results = leaves_of(call.again([self._numbers.double(), *call.arguments[1:]]))
+        if [r.shape for r in results] != [v.tensor.shape for v in self.site.outputs]:
+            raise NoStructure(f"{call.name} made other results when it was run again")
+        return [result.long() for result in results]
+
+    @cached_property
+    def _numbers(self) -> Tensor:
+        (value,) = self.site.inputs
+        return torch.arange(value.tensor.numel(), device=value.tensor.device).view(value.tensor.shape)
+
+
+class Slice(Moving):
+    """An index."""
+
+    @classmethod
+    def of(cls, site: Site) -> Map | None:
+        """Made of numbers and slices alone: tensors, arrays and lists may take an element twice."""
+        (_, index), _ = site.call.nested(site.call.arguments)
+        parts = index if isinstance(index, tuple) else (index,)
+        plain = all(part is None or part is ... or type(part) in (int, slice) for part in parts)
+        return super().of(site) if plain else None
+
+
+class Pooling(Moving):
+    """The largest element of every window, which may be that of several: these are added up."""
+
+    distinct = False
+
+    def _put(self, whole: Tensor, places: Tensor, parts: Tensor) -> None:
+        whole.index_add_(1, places, parts)
+
+    @cached_property
+    def _order(self) -> list[int] | None:
+        """Elements are left out."""
+        return None
+
+    @cached_property
+    def _places(self) -> list[Tensor]:
+        """See `Moving`: torch counts within an image."""
+        (output,), call, read = self.site.outputs, self.site.call, self.site.read
+        pooled, within = read.pool(contents(call, 0))
+        if not torch.equal(pooled, output.tensor):
+            raise NoStructure(f"{call.name} made other results when it was run again")
+        images = self._numbers.flatten(-read.dims)[..., :1]
+        return [within + images.view(*images.shape[:-1], *(1,) * read.dims)]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a maximum over windows was called with.
+
+    Attributes:
+        dims: of an image.
+        pool: from images to the maxima, and where in their image they are.
+    """
+
+    dims: int
+    pool: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def windows(dims: int) -> Callable[..., Windows]:
+    """The reader of `max_pool1d`, `max_pool2d` or `max_pool3d`, with and without indices."""
+    pool = getattr(functional, f"max_pool{dims}d_with_indices")
+
+    def read(
+        input: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = True,
+    ) -> Windows:
+        """As the functions of `torch.nn.functional` have their arguments."""
+        given = kernel_size, stride or None, padding, dilation, ceil_mode
+        return Windows(dims, lambda images: pool(images, *given))
+
+    return read

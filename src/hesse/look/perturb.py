@@ -1,0 +1,245 @@
+"""Where the samples are: found by changing some of them and looking who notices.
+
+The function is evaluated once more while the outputs of its layers are perturbed, for some samples
+only. What changes along the tape shows in which dimension of every value the samples lie, and a gradient
+that changes for a sample that was left alone shows that samples touch: batch norm in training, a
+contrastive loss. No rules for any call are needed, and no second derivative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.calls.weights import LayerCall, layer_call
+from hesse.tape.record import Call, Recorder
+from hesse.tape.samples import ONE_SAMPLE, Samples
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What a first look found.
+
+    Attributes:
+        samples: where the samples are in every layer's input and output, by the call's order on the tape.
+        places: where they are in the results of every call, in order; None for results that have nothing
+            to do with them. Empty where samples were not found.
+        touching: name of a call from which on samples touch; None where they do nowhere.
+        gradient: by each leaf, without a graph; None where it was not taken.
+        seconds: time of the evaluation and its gradient.
+        changed: the evaluation changed something in place. It was put back, so that its graph may hold what
+            has been overwritten.
+        why_not: why no samples were found, if something went wrong.
+    """
+
+    samples: Mapping[int, Samples] = field(default_factory=dict)
+    places: Sequence[Sequence[Samples | None]] = ()
+    touching: str | None = None
+    gradient: Sequence[Tensor | None] | None = None
+    seconds: float = 0.0
+    changed: bool = False
+    why_not: str | None = None
+
+
+NOT_EXPLORED = Exploration()
+
+
+class Perturbing(Recorder):
+    """Records an evaluation in which the outputs of some layers are changed for some samples.
+
+    Attributes:
+        places: where the samples are in the input and output of each layer, and of calls by which they
+            come in, by its order.
+    """
+
+    def __init__(
+        self,
+        leaves: Sequence[Tensor],
+        calls: Sequence[Call],
+        layers: Sequence[LayerCall],
+        dim: int,
+        noise: Noise,
+    ) -> None:
+        """`calls` and `layers` as they were; of what comes in, the samples are assumed in dimension `dim`."""
+        super().__init__(leaves)
+        self._before, self._noise = calls, noise
+        self._layers = {layer.order: layer for layer in layers}
+        entering = [layer for layer in layers if not layer.moves]
+        # Data come in by layers, or by what parameters are added to; else the first layer has them.
+        data = [layer.input for layer in entering if dim < _lead(layer)]
+        if not data:
+            met = next(filter(None, map(data_of, calls)), [layer.input for layer in layers[:1]])
+            data = [tensor for tensor in met if dim < tensor.dim() - 1]
+        self._entering = {layer.order for layer in entering or layers[:1]}
+        self._dim = dim
+        self.count = max(data, key=Tensor.numel).shape[dim] if data else 1
+        self.which = chosen(self.count)
+        self.places: dict[int, Samples] = {}
+
+    def seen(self, call: Call, result: Any) -> Any:
+        """Change a layer's output."""
+        if self.hidden:
+            return result
+        known = self._before[call.order] if call.order < len(self._before) else None
+        if known is None or known.func != call.func or len(known.outputs) != len(call.outputs):
+            self._hide("other values lead to other calls")
+        elif any(a.tensor.shape != b.tensor.shape for a, b in zip(known.outputs, call.outputs, strict=True)):
+            self._hide(f"the shape of the result of {call.name} depends on values")
+        if self.hidden:
+            return result
+        places, layer = ONE_SAMPLE, self._layers.get(call.order)
+        if layer is not None:
+            places = self.places[call.order] = self._placed(layer, call)
+        elif self._meets_data(call, result):
+            places = self.places[call.order] = Samples(self.count, self._dim)
+        if places.count > 1:
+            result = perturbed(result, places, self.which, self._noise)
+            call.outputs[0] = self.note(result, call)
+        return result
+
+    def _meets_data(self, call: Call, result: Any) -> bool:
+        """Do parameters meet data here, and samples come in with it: positions added to tokens, say?"""
+        data = data_of(call) if self.count > 1 and isinstance(result, Tensor) else []
+        return bool(data) and all(
+            tensor.dim() > self._dim and tensor.shape[self._dim] == self.count for tensor in (result, *data)
+        )
+
+    def _placed(self, layer: LayerCall, call: Call) -> Samples:
+        places: Samples | None = None
+        now = layer_call(call)
+        if layer.moves and now is not None and now.input.shape == layer.input.shape:
+            places = found(layer.input, now.input, self.which)
+        if places is None and call.order in self._entering:
+            places = Samples(self.count, self._dim)
+            fits = self._dim < layer.input.dim() and layer.input.shape[self._dim] == self.count
+            places = places if fits else None
+        return places if places is not None and places.dim < _lead(layer) else ONE_SAMPLE
+
+
+def data_of(call: Call) -> list[Tensor]:
+    """The arguments with numbers in all dimensions of the result, where the others are parameters."""
+    dims = call.outputs[0].tensor.dim()
+    if any(value.leaf is None for value in call.inputs.values()):
+        return []
+    return [
+        argument
+        for i, argument in enumerate(call.arguments)
+        if i not in call.inputs
+        and isinstance(argument, Tensor)
+        and argument.is_floating_point()
+        and argument.dim() == dims
+    ]
+
+
+def _lead(layer: LayerCall) -> int:
+    """How many leading dimensions the input has that are not the layer's own."""
+    return layer.input.dim() - layer.layout.own[0]
+
+
+def chosen(count: int) -> Tensor:
+    """Which samples to perturb, [count]: a random half, at least one and not all."""
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(count, generator=generator)
+    return order < count // 2
+
+
+Noise = Callable[[Tensor, Tensor], Tensor]
+"""From a tensor and standard noise to what is near the tensor, differentiable by it."""
+
+
+def pushed(tensor: Tensor, noise: Tensor) -> Tensor:
+    """By a twentieth of the tensor's size, so that rounding does not matter."""
+    size = torch.linalg.vector_norm(tensor.detach()).item() / math.sqrt(tensor.numel())
+    return tensor.add(noise, alpha=0.05 * size or 1.0)
+
+
+def nudged(tensor: Tensor, noise: Tensor) -> Tensor:
+    """By a thousandth of each element: no sign changes, so that branches and checks mostly go as before."""
+    return tensor.addcmul(tensor.detach(), noise.clamp(-3, 3), value=1e-3)
+
+
+def perturbed(tensor: Tensor, samples: Samples, which: Tensor, noise: Noise = pushed) -> Tensor:
+    """The tensor with noise added to the chosen samples, differentiable by it."""
+    generator = torch.Generator().manual_seed(4)
+    standard = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
+    samples.first(standard)[_left_alone(which, standard)] = 0
+    return noise(tensor, standard)
+
+
+def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
+    """Where the samples are, from a value before and after the chosen ones were changed.
+
+    Returns:
+        None where nothing has changed, `ONE_SAMPLE` where the others have changed too.
+    """
+    before, after = before.detach(), after.detach()
+    if torch.equal(before, after):
+        return None
+    alone = _left_alone(which, before)
+    possible = list(_possible(before.shape, len(which)))
+    for places in possible:  # what was left alone is mostly the same to the bit
+        if torch.equal(places.some(before, alone), places.some(after, alone)):
+            return places
+    changed = differs(before, after)
+    if not bool(changed.any()):
+        return None
+    for places in possible:
+        if not bool(places.some(changed, alone).any()):
+            return places
+    return ONE_SAMPLE
+
+
+def _possible(shape: torch.Size, count: int) -> Iterator[Samples]:
+    """The places that a tensor has for samples: flattened with others, they are in front or behind."""
+    for dim, size in enumerate(shape):
+        if size % count == 0:
+            others = size // count
+            yield Samples(count, dim, 1, others)
+            if others > 1:
+                yield Samples(count, dim, others, 1)
+
+
+def _left_alone(which: Tensor, like: Tensor) -> Tensor:
+    """The numbers of the samples that are not chosen, where `like` is."""
+    return (~which).nonzero().squeeze(1).to(like.device)
+
+
+def differs(before: Tensor, after: Tensor) -> Tensor:
+    """Where two tensors differ by more than rounding; masked scores are infinite in both."""
+    before, after = before.detach(), after.detach()
+    if before.is_complex():
+        return differs(*(torch.view_as_real(t.resolve_conj()) for t in (before, after))).any(-1)
+    tolerance = 100 * torch.finfo(before.dtype).eps
+    finite = before.nan_to_num(0, 0, 0)
+    scale = finite.abs() + finite.square().mean().sqrt()
+    return ~((after == before) | ((after - before).abs() <= tolerance * scale))
+
+
+def noticed(before: Tensor | None, after: Tensor | None, samples: Samples, which: Tensor) -> bool:
+    """Has a sample that was left alone changed? Compared sample by sample: their scales differ."""
+    if before is None or after is None:
+        return False
+    alone = _left_alone(which, before)
+    one, other = (samples.some(t.detach(), alone) for t in (before, after))
+    if torch.equal(one, other):
+        return False
+    one, other = one.flatten(1), other.flatten(1)
+    eps = torch.finfo(one.dtype).eps
+    return bool(((other - one).norm(dim=1) > eps**0.5 * 0.1 * one.norm(dim=1)).any())
+
+
+def everywhere(before: Sequence[Call], after: Sequence[Call], which: Tensor) -> list[list[Samples | None]]:
+    """Where the samples are in the results of all calls, from those of the perturbed evaluation."""
+    return [
+        # Of one that was overwritten the later contents serve as well.
+        [
+            found(value.tensor, now.tensor, which)
+            for value, now in zip(one.outputs, other.outputs, strict=True)
+        ]
+        for one, other in zip(before, after, strict=True)
+    ]

@@ -32,7 +32,7 @@ def _steady_clock(monkeypatch):
 @pytest.fixture
 def taps_everywhere(monkeypatch):
     """Every layer that can be tapped is tapped, also where the dense method would be as fast."""
-    monkeypatch.setattr("hesse.planning.choice._paying", lambda question, layers, *rest: list(layers))
+    monkeypatch.setattr("hesse.methods.taps.option._paying", lambda ask, layers, beside: list(layers))
 
 
 # Their backward is not the derivative of their forward, which hesse says, and takes at its word.

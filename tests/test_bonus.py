@@ -199,7 +199,7 @@ def test_the_reason_is_in_the_plan(build, reason):
     "place",
     [
         "hesse.look.explore._look",
-        "hesse.planning.choice._walk",
+        "hesse.methods.sweep.option._best",
         "hesse.look.meter.flops",
         "hesse.methods.taps.run.usable",
         "hesse.methods.sweep.walk.diagonal",
@@ -239,7 +239,7 @@ def test_in_the_tests_it_is_raised(monkeypatch):
     def broken(*args, **kwargs):
         raise IndexError("ours")
 
-    monkeypatch.setattr("hesse.planning.choice._walk", broken)
+    monkeypatch.setattr("hesse.methods.sweep.option._best", broken)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     with pytest.raises(IndexError, match="ours"):
         hesse.model_hessian_diagonal(model, F.cross_entropy, torch.randn(7, 4), torch.randint(0, 3, (7,)))

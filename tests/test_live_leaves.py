@@ -251,7 +251,7 @@ def test_live(name, by_layers, monkeypatch):
 @pytest.fixture
 def alive_everywhere(monkeypatch):
     """Every leaf that can stay alive does, also where products would take less."""
-    monkeypatch.setattr("hesse.planning.choice._products", lambda meter, leaves: float("inf"))
+    monkeypatch.setattr("hesse.methods.sweep.option._products", lambda meter, leaves: float("inf"))
 
 
 @pytest.mark.parametrize("question", [DIAGONAL, BLOCKS], ids=lambda question: question.name)

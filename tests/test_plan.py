@@ -324,7 +324,7 @@ def test_reasons_of_methods(taps_everywhere):
 
 
 def test_reason_where_nothing_pays(monkeypatch):
-    monkeypatch.setattr("hesse.planning.choice._paying", lambda *arguments: [])
+    monkeypatch.setattr("hesse.methods.taps.option._paying", lambda *arguments: [])
     plan = planned("diagonal", small(), method="taps")
     assert plan.method == "dense"
     assert "one product per coordinate is as fast for every layer" in plan.reason

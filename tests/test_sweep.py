@@ -253,7 +253,7 @@ def test_losses(name):
 
 
 def test_blocks_beside_what_is_not_covered(monkeypatch):
-    monkeypatch.setattr("hesse.planning.choice._products", lambda meter, leaves: 0.0)
+    monkeypatch.setattr("hesse.methods.sweep.option._products", lambda meter, leaves: 0.0)
     data, targets = x(5, 4), classes(3, 5)
 
     def function(tied, norm, bias, last):

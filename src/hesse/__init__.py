@@ -3,7 +3,7 @@
 from hesse.answer import Result
 from hesse.checks.certificate import Certificate
 from hesse.errors import HesseError, HesseWarning
-from hesse.planning.choice import Estimate, Plan, Share
+from hesse.planning.plan import Estimate, Plan, Share
 from hesse.questions import approximate as _approximate
 from hesse.questions import diagonal as _diagonal
 from hesse.questions import hessian as _hessian

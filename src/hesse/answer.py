@@ -19,8 +19,9 @@ from hesse.look.explore import explore
 from hesse.look.finite import first_non_finite
 from hesse.look.gradient import Gradient, require_influence
 from hesse.look.meter import Meter
-from hesse.planning import choice as planning
-from hesse.planning.choice import Plan
+from hesse.methods.base import MethodName, Question
+from hesse.planning.choice import METHODS, answer_bytes, choose, wanted
+from hesse.planning.plan import Plan
 from hesse.problem import Problem
 from hesse.runtime.memory import Budget, show
 from hesse.runtime.progress import Progress, ProgressOption
@@ -70,7 +71,7 @@ class Result:
 
 
 def answer(
-    question: str,
+    question: Question,
     problem: Problem,
     options: Options,
     pack: Callable[[list[Any]], Any],
@@ -106,9 +107,9 @@ def answer(
         meter = Meter(gradient, budget, size)
         check = route is not None
         refused = _refused(whole)
-        plan = planning.make(question, problem, meter, options.method, check, refused, True, part)
+        choice = choose(question, problem, meter, options.method, check, refused, True, part)
         work = Work(question, problem, meter, progress, route, create_graph, part)
-        parts, certificate, plan = work.certified(plan)
+        parts, certificate, plan = work.certified(choice)
     passes = progress.done + (certificate.probes if certificate else 0)
     value = pack(parts)
     if not options.full_output:
@@ -117,7 +118,7 @@ def answer(
     return Result(value, plan, certificate, passes, time.perf_counter() - began, problem.names, shapes)
 
 
-def plan_for(question: str, problem: Problem, options: Options, part: Part | None = None) -> Plan:
+def plan_for(question: Question, problem: Problem, options: Options, part: Part | None = None) -> Plan:
     """The plan for "hessian", "blocks" or "diagonal", without the answer."""
     if not problem.tensors:
         return _nothing(question)
@@ -127,16 +128,16 @@ def plan_for(question: str, problem: Problem, options: Options, part: Part | Non
     with random_state_kept(), _looked_at(problem, budget, structure=True) as gradient:
         meter = Meter(gradient, budget, size)
         check, refused = bool(options.check), _refused(whole)
-        return planning.make(question, problem, meter, options.method, check, refused, False, part)
+        return choose(question, problem, meter, options.method, check, refused, False, part).plan
 
 
-def _size(question: str, problem: Problem, options: Options, part: Part | None) -> int:
+def _size(question: Question, problem: Problem, options: Options, part: Part | None) -> int:
     """Bytes of the answer; a flat one of several tensors is joined from parts that are there beside it."""
     joined = options.flat and len(problem.tensors) > 1
-    return planning.answer_bytes(question, problem, part) * (1 + joined)
+    return answer_bytes(question, problem, part) * (1 + joined)
 
 
-def _budget(question: str, problem: Problem, options: Options, size: int) -> Budget:
+def _budget(question: Question, problem: Problem, options: Options, size: int) -> Budget:
     """The memory that may be used; raises where it does not hold an answer of this size."""
     budget = Budget(options.memory, problem.tensors[0].device)
     if size > budget.total:
@@ -147,7 +148,7 @@ def _budget(question: str, problem: Problem, options: Options, size: int) -> Bud
     return budget
 
 
-def _nothing(question: str) -> Plan:
+def _nothing(question: Question) -> Plan:
     """The plan where there are no tensors."""
     return Plan(question, "dense", "there is nothing to differentiate by", 0, 0, 0.0, 0, 0, 0.0, (), ())
 
@@ -188,16 +189,16 @@ def _looked_at(
         yield Gradient(evaluation, found)
 
 
-def _refused(whole: str | None) -> dict[str, str]:
+def _refused(whole: str | None) -> dict[MethodName, str]:
     """The methods that cannot be where the function is taken as a whole."""
-    return {} if whole is None else dict.fromkeys(set(planning.METHODS) - {"dense"}, whole)
+    return {} if whole is None else dict.fromkeys(set(METHODS) - {"dense"}, whole)
 
 
 def _whole(
-    question: str, problem: Problem, method: str | Plan, create_graph: bool, part: Part | None
+    question: Question, problem: Problem, method: str | Plan, create_graph: bool, part: Part | None
 ) -> str | None:
     """Why the function is taken as a whole, without a look at its structure."""
-    name = planning.wanted(method)
+    name = wanted(method)
     if isinstance(method, Plan):
         method.require_fit(question, problem, part)
     if create_graph:

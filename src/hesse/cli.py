@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 import torch
@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 import hesse
 from hesse.answer import Options, plan_for
 from hesse.errors import HesseError, HesseWarning
+from hesse.methods.base import Question
 from hesse.problem import Problem, from_function, from_model
 from hesse.report import figures, save
 from hesse.report.named import NamedResult
@@ -182,7 +183,8 @@ def plan(
         if dtype:
             _cast(problem, getattr(torch, dtype))
         options = Options(method, not no_check, memory)
-        click.echo(plan_for("diagonal" if question == "trace" else question, _known(problem), options))
+        asked = cast(Question, "diagonal" if question == "trace" else question)
+        click.echo(plan_for(asked, _known(problem), options))
 
 
 @main.command(epilog="\b\nExample:\n  hesse demo --out hesse-demo")

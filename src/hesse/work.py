@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hesse.checks.certificate import Autograd, Certificate, Route, certify
 from hesse.checks.differences import Differences, hiding
@@ -17,15 +16,12 @@ from hesse.errors import CertificateWarning, DerivativeWarning, NonFiniteWarning
 from hesse.look.evaluation import calls_of
 from hesse.look.gradient import Gradient, on_the_graph
 from hesse.look.meter import Meter
-from hesse.methods import dense
-from hesse.methods.partial import Partial, split
-from hesse.methods.sweep import cost as sweep_cost
-from hesse.methods.sweep import route as sweep_route
-from hesse.methods.sweep import walk as sweep
-from hesse.methods.taps import run as taps
-from hesse.methods.taps.part import LayerPart
-from hesse.planning import choice as planning
-from hesse.planning.choice import Plan
+from hesse.methods.base import Blocks, MethodName, Numbers, Question
+from hesse.methods.dense import run as dense
+from hesse.methods.dense.answers import Schedule
+from hesse.methods.partial import Partial
+from hesse.planning.choice import Choice, choose
+from hesse.planning.plan import Plan
 from hesse.probe import Probe, random_signs
 from hesse.problem import Problem
 from hesse.runtime.progress import Progress
@@ -47,7 +43,7 @@ class Work:
         part: of a Hessian, the rows and columns.
     """
 
-    question: str
+    question: Question
     problem: Problem
     meter: Meter
     progress: Progress
@@ -60,37 +56,39 @@ class Work:
         """What all products start from."""
         return self.meter.gradient
 
-    def certified(self, plan: Plan) -> tuple[list[Any], Certificate | None, Plan]:
-        """Answer as planned; where that cannot be or the check fails, in ways that assume less."""
-        refused: dict[str, str] = {}
-        while plan.method != "dense":
+    def certified(self, choice: Choice) -> tuple[list[Any], Certificate | None, Plan]:
+        """Answer as chosen; where that cannot be or the check fails, in ways that assume less."""
+        refused: dict[MethodName, str] = {}
+        while choice.plan.method != "dense":
+            plan = choice.plan
             try:
                 with sought():
-                    parts, probes = self._run(plan, self._ways[0])
+                    parts, probes = self._run(choice, self._schedules[0])
             except NoStructure as error:  # seen only on the way
-                refused |= {plan.method: str(error)}
-                plan = self._plan("auto", refused)
+                refused[plan.method] = str(error)
+                choice = self._choose("auto", refused)
                 continue
             certificate = self._certificate(probes)
             if certificate is None or self._stands(certificate, probes):
                 return parts, certificate, plan  # methods but dense make no graph
             self._warn_of(f"by {plan.method}", certificate, last=False)
-            plan = self._plan("dense", refused)
-        for way in self._ways:
-            parts, probes = self._run(plan, way)
+            choice = self._choose("dense", refused)
+        for schedule in self._schedules:
+            parts, probes = self._run(choice, schedule)
             certificate = self._certificate(probes)
             if certificate is None or self._stands(certificate, probes):
                 break
-            self._warn_of(str(way), certificate, last=not way.batched, symmetric=way.symmetric)
-        return on_the_graph(parts, self.gradient.leaves) if self.create_graph else parts, certificate, plan
+            self._warn_of(str(schedule), certificate, last=not schedule.batched, symmetric=schedule.symmetric)
+        kept = on_the_graph(parts, self.gradient.leaves) if self.create_graph else parts
+        return kept, certificate, choice.plan
 
     @property
-    def _ways(self) -> list[dense.Way]:
-        return dense.ways(self.question, self.gradient)
+    def _schedules(self) -> list[Schedule]:
+        return dense.schedules(self.question, self.gradient)
 
-    def _plan(self, method: str, refused: Mapping[str, str]) -> Plan:
+    def _choose(self, method: str, refused: Mapping[MethodName, str]) -> Choice:
         check = self.route is not None
-        return planning.make(self.question, self.problem, self.meter, method, check, refused, part=self.part)
+        return choose(self.question, self.problem, self.meter, method, check, refused, part=self.part)
 
     def _certificate(self, probes: list[Probe]) -> Certificate | None:
         if self.route is None:
@@ -162,63 +160,18 @@ class Work:
             f"{next_step}{hint}",
         )
 
-    def _run(self, plan: Plan, way: dense.Way) -> tuple[list[Any], list[Probe]]:
+    def _run(self, choice: Choice, schedule: Schedule) -> tuple[list[Any], list[Probe]]:
         """The planned tensors by the plan's method, all others by one product per coordinate."""
         check = self.route is not None
-        self.progress.expect(plan.passes)
+        self.progress.expect(choice.plan.passes)
+
+        def products(rows: Numbers, columns: Numbers) -> Blocks:
+            return dense.rows(rows, columns, self.meter, schedule, self.progress, self.create_graph)
+
+        known, probes = choice.offer.run(self.progress, check, products)
         if self.part is not None:
-            found = self._part(self.part, plan, way)
+            found = Partial(self.gradient, self.part, known)
             return found.parts(), found.probes() if check else []
-        known: Mapping[Any, Tensor] = {}
-        probes: list[Probe] = []
-        if plan.by("taps"):
-            layers = [layer for layer in self.gradient.layers if layer.call.weight in plan.by("taps")]
-            answer = taps.answer_to(self.question, layers, check)
-            taps.run(answer, layers, self.meter, self.progress)
-            known = answer.parts()
-            probes = answer.probes()
-        if plan.by("sweep"):
-            known, probes = self._swept(plan.by("sweep"), check)
-        outcome = dense.run(
-            self.question,
-            self.meter,
-            way,
-            self.progress,
-            self.create_graph,
-            check,
-            known,
-        )
+        question, meter, progress = self.question, self.meter, self.progress
+        outcome = dense.run(question, meter, schedule, progress, self.create_graph, check, known)
         return outcome.parts, [*probes, *outcome.probes]
-
-    def _part(self, part: Part, plan: Plan, way: dense.Way) -> Partial:
-        """Some rows and columns of the Hessian."""
-
-        def products(rows: dense.Numbers, columns: dense.Numbers) -> dict[tuple[int, int], Tensor]:
-            return dense.rows(rows, columns, self.meter, way, self.progress, self.create_graph)
-
-        def transposed(matrices: Mapping[tuple[int, int], Tensor]) -> dict[tuple[int, int], Tensor]:
-            return {(j, i): matrix.T for (i, j), matrix in matrices.items()}
-
-        if not plan.by("taps"):
-            rows, columns, turned = dense.turned(part.rows.numbers, part.columns.numbers, self.gradient)
-            found = products(rows, columns)
-            return Partial(self.gradient, part, transposed(found) if turned else found)
-        _, layers = taps.usable("hessian", self.gradient)
-        usable = {i for layer in layers for i in layer.tensors}
-        rows, columns, rest, beside = split(part, plan.by("taps"), usable)
-        tapped = LayerPart(layers, rows, columns)
-        taps.run_part(tapped, layers, self.meter, self.progress)
-        found = tapped.blocks() | products(rest, part.columns.numbers) | transposed(products(beside, rows))
-        return Partial(self.gradient, part, found)
-
-    def _swept(self, leaves: frozenset[int], check: bool) -> tuple[Mapping[Any, Tensor], list[Probe]]:
-        tape = self.gradient.tape
-        assert tape is not None
-        way = sweep_route.route(tape, self.gradient.value, self.gradient.places, leaves)
-        whole = self.question == "blocks"
-        taken = sweep_cost.cost(way, self.meter.room, whole)
-        if taken.chunks > 1:
-            self.progress.expect(taken.chunks)
-        if whole:  # blocks are checked where they are joined with the others
-            return sweep.blocks(way, leaves, taken.size, self.progress), []
-        return sweep.diagonal(way, leaves, check, taken.size, self.progress)

@@ -271,10 +271,10 @@ class Diagonal:
             product.flatten(0, 1).index_add_(0, o, torch.einsum("cn,nci->ci", column, inputs))
         self._products[columns.call.weight] += product
 
-    def parts(self) -> dict[int, Tensor]:
-        """The diagonal of each weight and bias, by index of the leaf."""
+    def blocks(self) -> dict[tuple[int, int], Tensor]:
+        """The diagonal of each weight and bias, by twice the index of the leaf."""
         return {
-            i: part
+            (i, i): part
             for w, calls in self._layers.items()
             for i, part in calls[0].split(self._values[w]).items()
         }
@@ -359,7 +359,7 @@ class Matrix:
             self._blocks[key] = rows.a.new_empty(*shapes[0], *shapes[1])
         return self._blocks[key]
 
-    def parts(self) -> dict[tuple[int, int], Tensor]:
+    def blocks(self) -> dict[tuple[int, int], Tensor]:
         """The blocks computed, by indices of the leaves, as matrices; of (i, j) and (j, i) only one."""
         found: dict[tuple[int, int], Tensor] = {}
         while self._blocks:

@@ -17,6 +17,7 @@ from hesse.runtime.memory import Budget, bytes_per_column, show
 from hesse.runtime.room import Room
 from hesse.structure import NoStructure, sought
 from hesse.tape.record import Call
+from hesse.tape.samples import ONE_SAMPLE
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,16 @@ class Meter:
     def least(self, columns: int, first: int) -> Cost:
         """What products with the derivative by a place made at `first` take at least."""
         return self.backwards(columns, first, self._forward, 0)
+
+    @property
+    def least_products(self) -> Cost:
+        """What products take in any case: by outputs and positions of layers, or by coordinates if fewer."""
+        gradient, costs = self.gradient, []
+        for call in gradient.evaluation.layers:
+            samples = gradient.found.samples.get(call.order, ONE_SAMPLE)
+            columns = min(call.output.tensor.numel() // samples.count, gradient.leaves[call.weight].numel())
+            costs.append(self.least(columns, made(call.output.edge.node)))
+        return total(costs)
 
     def _passes(
         self, columns: int, first: int, last: int, spans: Spans, times: int, bytes_: int, limit: int

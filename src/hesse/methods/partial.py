@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -65,17 +65,3 @@ class Partial:
         vector = torch.zeros(leaf.numel(), dtype=leaf.dtype, device=leaf.device)
         vector.index_add_(0, self.part.rows.numbers[index], signs.to(leaf.dtype))
         return vector.view(leaf.shape)
-
-
-def split(part: Part, tapped: Collection[int], usable: Collection[int]) -> tuple[dict[int, Tensor], ...]:
-    """Numbers of rows and columns by tensors, for layer space and for products.
-
-    `tapped`: the tensors whose rows are taken from layer space; `usable`: all whose columns can be. Gives
-    rows and columns of layer space, then the rows that are left, then the columns left of the first rows.
-    """
-    rows, columns = part.rows.numbers, part.columns.numbers
-    from_layers = {i: numbers for i, numbers in rows.items() if i in tapped}
-    to_layers = {j: numbers for j, numbers in columns.items() if j in usable and from_layers}
-    rest = {i: numbers for i, numbers in rows.items() if i not in tapped}
-    beside = {j: numbers for j, numbers in columns.items() if j not in to_layers and from_layers}
-    return from_layers, to_layers, rest, beside

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.answer import Options, answer
-from hesse.planning.choice import Plan
+from hesse.planning.plan import Plan
 from hesse.problem import from_function, from_model
 from hesse.runtime.progress import ProgressOption
 

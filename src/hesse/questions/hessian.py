@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from hesse.answer import Options, answer
 from hesse.errors import ArgumentError
-from hesse.planning.choice import Plan
+from hesse.planning.plan import Plan
 from hesse.problem import Problem, from_function
 from hesse.runtime.progress import ProgressOption
 from hesse.selection import Part, part_of

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from hesse.answer import Options, plan_for
 from hesse.errors import ArgumentError
-from hesse.planning.choice import Plan
+from hesse.methods.base import Question
+from hesse.planning.plan import Plan
 from hesse.problem import from_function
 from hesse.selection import part_of
 
-_ASKED = {
+_ASKED: dict[str, Question] = {
     "hessian": "hessian",
     "hessian_blocks": "blocks",
     "hessian_diagonal": "diagonal",

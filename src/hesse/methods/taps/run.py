@@ -20,12 +20,12 @@ from torch import Tensor
 from hesse.curvature.layer_space import Diagonal, Layer, Matrix
 from hesse.look.gradient import Gradient
 from hesse.look.meter import CHUNK, Cost, Meter, total
+from hesse.methods.base import Question
 from hesse.methods.taps.part import LayerPart
 from hesse.runtime.batches import stacks
 from hesse.runtime.graph import made
 from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress
-from hesse.tape.samples import ONE_SAMPLE
 
 Wants = Callable[[Layer, Layer], bool]
 
@@ -47,12 +47,12 @@ class Answer(Protocol):
         """Take in some columns by a layer, of it and of the later ones whose pair with it is wanted."""
 
 
-def answer_to(question: str, layers: Sequence[Layer], check: bool = True) -> Diagonal | Matrix:
+def answer_to(question: Question, layers: Sequence[Layer], check: bool = True) -> Diagonal | Matrix:
     """What keeps of M and J what the question, and its check, needs."""
     return Diagonal(layers, check) if question == "diagonal" else Matrix(layers, within=question == "blocks")
 
 
-def usable(question: str, gradient: Gradient) -> tuple[str | None, list[Layer]]:
+def usable(question: Question, gradient: Gradient) -> tuple[str | None, list[Layer]]:
     """The layers that can be tapped for a question, in the order of their calls; or why there are none."""
     layers = list(gradient.layers)
     if not gradient.symmetric:
@@ -71,7 +71,7 @@ def usable(question: str, gradient: Gradient) -> tuple[str | None, list[Layer]]:
     return (None, layers) if layers else ("there is no layer whose weight is used by layers alone", [])
 
 
-def cost(question: str, layers: Sequence[Layer], meter: Meter, beside: Sequence[Layer] = ()) -> Cost:
+def cost(question: Question, layers: Sequence[Layer], meter: Meter, beside: Sequence[Layer] = ()) -> Cost:
     """What some layers take, when those of `beside` are tapped too (and counted elsewhere)."""
     every = sorted([*layers, *beside], key=lambda layer: layer.call.order)
     wants = answer_to(question, ()).wants
@@ -91,16 +91,6 @@ def cost(question: str, layers: Sequence[Layer], meter: Meter, beside: Sequence[
             costs += [
                 _work(layer, other, question != "diagonal", meter) for other in before if other in beside
             ]
-    return total(costs)
-
-
-def least(meter: Meter) -> Cost:
-    """What products take in any case: by outputs and positions of layers, or by coordinates if fewer."""
-    gradient, costs = meter.gradient, []
-    for call in gradient.evaluation.layers:
-        samples = gradient.found.samples.get(call.order, ONE_SAMPLE)
-        columns = min(call.output.tensor.numel() // samples.count, gradient.leaves[call.weight].numel())
-        costs.append(meter.least(columns, made(call.output.edge.node)))
     return total(costs)
 
 

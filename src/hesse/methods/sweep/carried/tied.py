@@ -188,4 +188,4 @@ class MatrixByOutputs(ByOutputs):
 
     def parts(self) -> dict[int, Tensor]:
         """See `LiveLeaf`."""
-        return {i: part for (i, _), part in self._sum.parts().items()}
+        return {i: part for (i, _), part in self._sum.blocks().items()}

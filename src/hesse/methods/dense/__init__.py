@@ -1,0 +1,1 @@
+"""The dense method: one product a coordinate, batched."""

@@ -1,0 +1,151 @@
+"""What a sweep offers: which leaves it reads on the way, which it carries along, and what both take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hesse.curvature.parameters import Entry
+from hesse.look.meter import Cost, Meter, total
+from hesse.methods.base import Applicable, Ask, Found, Offer, Products, Refused, counted
+from hesse.methods.sweep import cost as costs
+from hesse.methods.sweep import walk
+from hesse.methods.sweep.route import Route, route
+from hesse.runtime.progress import Progress
+from hesse.structure import NoStructure
+
+
+def offer(ask: Ask) -> Offer:
+    """One walk back over the tape."""
+    gradient = ask.gradient
+    if ask.question == "hessian":
+        return Refused("gives diagonals and blocks, not the full Hessian")
+    if gradient.found.touching:
+        return Refused(f"samples touch after {gradient.found.touching}")
+    if gradient.tape is None or not gradient.places:
+        return Refused(gradient.found.why_not or "no samples were found that do not touch")
+    sweep = _best(ask)
+    way = sweep.route
+    covered = way.covered if ask.planned is None else way.covered & set(ask.planned)
+    beside: Mapping[int, Cost] = {}
+    if not covered.issuperset(gradient.reached):
+        beside = {i: cost for i, cost in ask.products().items() if i not in covered}
+    pieces = [
+        *(entry.leaves[0] for entry in way.probed(covered)),
+        *(leaves[0] for leaves in sweep.live),
+        *beside,
+    ]
+    if ask.question == "blocks":
+        pieces = [*covered, *beside]
+    taken = sweep.taken
+    unknown = f", {', '.join(taken.unknown)} by autograd" if taken.unknown else ""
+    chunks = f", in {taken.chunks} chunks of {taken.size} samples" if taken.chunks > 1 else ""
+
+    def run(progress: Progress, check: bool, products: Products) -> Found:
+        return _run(ask, frozenset(covered), progress, check)
+
+    return Applicable(
+        sweep.cost + total(beside.values()),
+        {
+            i: "carried along the way" if i in way.live else "read from the curvature on the way"
+            for i in covered
+        },
+        pieces,
+        f"one walk back over {counted(len(way.steps), 'call')}{unknown}{chunks}, without products"
+        f"{ask.others(beside, covered)}",
+        dict.fromkeys(
+            beside, "enters several times or not linearly; products take less than carrying it along"
+        ),
+        run,
+    )
+
+
+def _run(ask: Ask, leaves: frozenset[int], progress: Progress, check: bool) -> Found:
+    tape, gradient = ask.gradient.tape, ask.gradient
+    assert tape is not None
+    way = route(tape, gradient.value, gradient.places, leaves)
+    whole = ask.question == "blocks"
+    taken = costs.cost(way, ask.meter.room, whole)
+    if taken.chunks > 1:
+        progress.expect(taken.chunks)
+    if whole:  # blocks are checked where they are joined with the others
+        return walk.blocks(way, leaves, taken.size, progress), []
+    diagonals, probes = walk.diagonal(way, leaves, check, taken.size, progress)
+    return _twice(diagonals), probes
+
+
+def _twice(diagonals: Mapping[int, Tensor]) -> dict[tuple[int, int], Tensor]:
+    return {(i, i): part for i, part in diagonals.items()}
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """A sweep, and what it takes: for the leaves that it keeps alive, and altogether."""
+
+    route: Route
+    taken: costs.Cost
+    live: Mapping[tuple[int, ...], Cost]
+    cost: Cost
+
+
+def _best(ask: Ask) -> _Sweep:
+    """The sweep that keeps those leaves alive for which that takes less than products, in what is left."""
+    meter = ask.meter
+    found = _keeping(ask, frozenset(meter.gradient.reached if ask.planned is None else ask.planned))
+    while ask.planned is None:
+        losing = [leaves for leaves, cost in found.live.items() if cost.seconds > _products(meter, leaves)]
+        if not losing and found.live and found.cost.bytes > meter.room:
+            losing = _too_large(found, meter)
+        if not losing:
+            break
+        found = _keeping(ask, found.route.live.difference(*losing))
+    if ask.planned is None and found.live:
+        with suppress(NoStructure):
+            short = _keeping(ask, frozenset())
+            beside = sum(_products(meter, leaves) for leaves in found.live)
+            found = min(found, short, key=lambda sweep: sweep.cost.seconds + beside * (sweep is short))
+    return found
+
+
+def _too_large(sweep: _Sweep, meter: Meter) -> list[tuple[int, ...]]:
+    """The live leaves to do without, where they do not fit: the largest, or all, so that chunks may fit."""
+    without = sweep.cost.bytes - sum(cost.bytes for cost in sweep.live.values())
+    largest = max(sweep.live, key=lambda leaves: sweep.live[leaves].bytes)
+    return [largest] if without <= meter.room else [*sweep.live]
+
+
+def _keeping(ask: Ask, live: Set[int]) -> _Sweep:
+    """The sweep that may keep these leaves alive."""
+    gradient, meter = ask.gradient, ask.meter
+    assert gradient.tape is not None
+    way = route(gradient.tape, gradient.value, gradient.places, live)
+    taken = costs.cost(way, meter.room, blocks=ask.question == "blocks")
+    width = gradient.value.element_size()
+    kept = {
+        leaves: meter.arithmetic(work.operations, work.moved * width, work.held * width, work.calls)
+        for leaves, work in taken.live.items()
+    }
+    cost = meter.walk(taken.calls, taken.pulls, taken.flops, taken.peak_bytes)
+    if ask.question == "blocks":
+        cost = cost + total(_matrix(entry, meter, taken.chunks) for entry in way.entries)
+    return _Sweep(way, taken, kept, cost + total(kept.values()))
+
+
+def _products(meter: Meter, leaves: Sequence[int]) -> float:
+    """Seconds of one product per coordinate, which is about twice a pass over the function's graph."""
+    gradient = meter.gradient
+    return 2 * sum(
+        meter.least(gradient.leaves[i].numel(), gradient.first_uses.get(i, 0)).seconds for i in leaves
+    )
+
+
+def _matrix(entry: Entry, meter: Meter, chunks: int) -> Cost:
+    """What it takes to make a block of what was read on the way, with its parameters joined."""
+    count, width = entry.place.count, entry.like.element_size()
+    again = 8 * entry.like.numel() * entry.size * (entry.positions > 1)
+    moved = width * (6 * chunks * entry.size**2 + again)
+    calls = chunks * 8 * entry.like.numel() // count // entry.positions
+    return meter.arithmetic(2 * count * entry.positions * entry.size**2, moved, calls=calls)

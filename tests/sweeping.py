@@ -58,7 +58,7 @@ def swept(function, tensors, count):
     """The diagonal of every covered leaf, by index, and the probes of the sweep."""
     value, tape, samples = recorded(function, tensors, count)
     with sdpa_kernel(SDPBackend.MATH):
-        way = sweep_route.route(tape, value, samples)
+        way = sweep_route.route_of(tape, value, samples)
         return sweep.diagonal(way, way.covered)
 
 
@@ -70,7 +70,7 @@ def check(function, tensors, count, covered=None, live=(), size=None):
     """
     value, tape, samples = recorded(function, tensors, count)
     with sdpa_kernel(SDPBackend.MATH):
-        way = sweep_route.route(tape, value, samples, set(live))
+        way = sweep_route.route_of(tape, value, samples, set(live))
         assert way.live == set(live)
         found, probes = sweep.diagonal(way, way.covered, size=size)
         squares = sweep.blocks(way, way.covered, size=size)

@@ -351,7 +351,7 @@ def test_a_number_for_every_sample():
 def way_of(model, loss, *shape):
     function, tensors = of_model(model, loss, x(5, *shape))
     value, tape, samples = recorded(function, tensors, 5)
-    return sweep_route.route(tape, value, samples)
+    return sweep_route.route_of(tape, value, samples)
 
 
 def classified(out):

@@ -177,7 +177,7 @@ def test_two_samples():
 
 def route_of(function, tensors):
     value, tape, samples = recorded(function, tensors, SAMPLES)
-    return sweep_route.route(tape, value, samples)
+    return sweep_route.route_of(tape, value, samples)
 
 
 def test_a_penalty_at_every_layer_does_not_widen_the_walk():

@@ -44,9 +44,9 @@ class LayerCall:
 
 def layer_call(call: Call) -> LayerCall | None:
     """What layer a call is; None where its weight is no leaf, or where it is no layer."""
-    if layer_call not in call.known:
-        call.known[layer_call] = _layer_call(call)
-    found: LayerCall | None = call.known[layer_call]
+    if layer_call not in call.memo:
+        call.memo[layer_call] = _layer_call(call)
+    found: LayerCall | None = call.memo[layer_call]
     return found
 
 

@@ -18,8 +18,9 @@ from hesse.calls.facts import Map, Site
 from hesse.calls.moving import Moving
 from hesse.calls.table import site_of
 from hesse.calls.weights import layer_call
-from hesse.curvature.layer_space import Layer, add_own, mirror
+from hesse.curvature.layer_space import add_own, mirror
 from hesse.curvature.terms import Block, applied
+from hesse.look.layer import Layer
 from hesse.tape.record import Value
 from hesse.tape.samples import Samples
 

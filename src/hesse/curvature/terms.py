@@ -7,7 +7,7 @@ $$K_{uw} = \frac{\partial^2 L}{\partial u\,\partial w} = \sum_{\text{terms}} U_u
 each with columns $U_u$ for every value that it knows of, and a core $C$ that they share. To take a value
 out of the sum is to pull its columns back to the inputs of the call that made it. Samples do not touch, so
 they share a column: a stack of columns is [rank, *shape of u], and there is one core for every sample. A term
-is low rank (`Factor`), or dense (a `Factor` whose columns are `Unit`), has columns of one element each
+is low rank (`LowRank`), or dense (a `LowRank` whose columns are `Unit`), has columns of one element each
 (`Diagonal`), or is a product of two arguments' columns, $L_u^T R_w + R_u^T L_w$ (`Cross`).
 """
 
@@ -43,7 +43,7 @@ Columns = dict[Value, Tensor | Unit]
 
 
 @dataclass(eq=False)
-class Factor:
+class LowRank:
     """A term `K_uw = U_uᵀ C U_w`.
 
     Attributes:
@@ -129,7 +129,7 @@ class Diagonal:
         return self.between(value, value)
 
 
-Term = Factor | Cross | Diagonal
+Term = LowRank | Cross | Diagonal
 
 
 @dataclass(eq=False)
@@ -171,7 +171,7 @@ def _(piece: OnRows) -> Iterator[Term]:
     yield Diagonal(piece.diagonal, {piece.u: None})
     if piece.square is not None:
         core, stack = piece.square
-        yield Factor(core, {piece.u: stack})
+        yield LowRank(core, {piece.u: stack})
     if piece.mutual is not None:
         one, other = piece.mutual
         yield Cross(len(one), {piece.u: one}, {piece.u: other})
@@ -189,7 +189,7 @@ def _(piece: Whole) -> Iterator[Term]:
     for value, width in piece.widths.items():
         columns[value] = Unit(start)
         start += width
-    yield Factor(piece.core, columns)
+    yield LowRank(piece.core, columns)
 
 
 def crowded(rank: int, widths: Sequence[int]) -> bool:

@@ -15,7 +15,7 @@ from hesse.curvature.terms import (
     Columns,
     Cross,
     Diagonal,
-    Factor,
+    LowRank,
     Term,
     Unit,
     crowded,
@@ -104,7 +104,7 @@ class Curvature:
         return found
 
     def _along(
-        self, term: Factor | Cross, value: Value, stack: Tensor, wanted: Sequence[Value]
+        self, term: LowRank | Cross, value: Value, stack: Tensor, wanted: Sequence[Value]
     ) -> Iterator[tuple[Value, Tensor]]:
         """A stack of columns of a value times its blocks with others, as stacks of these."""
         for rows, columns in self._rows(term, value):
@@ -146,10 +146,10 @@ class Curvature:
         """A block with the coordinates of a value along a dimension, times their scale."""
         return block if scale is None else block * self.samples[value].flat(scale).unsqueeze(3 - dim)
 
-    def factor(self, term: Diagonal) -> Factor:
+    def factor(self, term: Diagonal) -> LowRank:
         """A diagonal term as one with stacks."""
         place = self.samples[next(iter(term.scales))]
-        return Factor(place.flat(term.core), {value: Unit(0, scale) for value, scale in term.scales.items()})
+        return LowRank(place.flat(term.core), {value: Unit(0, scale) for value, scale in term.scales.items()})
 
     def is_dense(self, term: Term, repeated: bool = False) -> bool:
         """Is the term a dense block over all values that it knows of?
@@ -157,13 +157,13 @@ class Curvature:
         `repeated`: also where several values have the same coordinates, as the terms of a sum have.
         """
         return (
-            isinstance(term, Factor)
+            isinstance(term, LowRank)
             and term.core.dim() == 3
             and all(isinstance(columns, Unit) and columns.scale is None for columns in term.columns.values())
             and (repeated or sum(map(self.width, term.columns)) == term.rank)
         )
 
-    def both_sides(self, term: Factor, v: Value, u: Value, right: Apply, left: Apply) -> Factor:
+    def congruence(self, term: LowRank, v: Value, u: Value, right: Apply, left: Apply) -> LowRank:
         """A dense term with the Jacobian J of v by u applied: `Jᵀ K_vv J`, and `K_wv J` for other values w.
 
         `right` multiplies a block by J, `left` by its transpose. The core is overwritten where it may be.
@@ -181,7 +181,7 @@ class Curvature:
             square = contiguous(left(side, term.core))
             if side.data_ptr() != square.data_ptr():
                 self._spare = side
-            return Factor(square, starts)
+            return LowRank(square, starts)
         side = right(term.core[:, :, own])
         square = contiguous(left(side[:, own]))
         new = {w: self._own(w, unit) for w, unit in starts.items()}
@@ -194,13 +194,13 @@ class Curvature:
             enter(core[:, new[w], new[u]], side[:, old[w]])
             enter(core[:, new[u], new[w]], contiguous(side[:, old[w]].transpose(1, 2)))
         enter(core[:, new[u], new[u]], square)
-        return Factor(core, starts)
+        return LowRank(core, starts)
 
     def absorb(self, term: Diagonal) -> bool:
         """Add a diagonal to a dense term over all that it knows of, if there is one."""
         for other in self.terms:
             if (
-                isinstance(other, Factor)
+                isinstance(other, LowRank)
                 and self.is_dense(other)
                 and other.columns.keys() >= term.scales.keys()
             ):
@@ -218,7 +218,7 @@ class Curvature:
         alive = list(dict.fromkeys(value for term in self.terms for value in term.values))
         if crowded(rank, [self.width(value) for value in alive]):
             starts, width = self._starts(alive)
-            self.terms = [Factor(self._dense(alive, width), starts)]
+            self.terms = [LowRank(self._dense(alive, width), starts)]
 
     def require_samples(self) -> None:
         """Raise where curvature has come to a value in which samples are joined."""
@@ -265,7 +265,7 @@ class Curvature:
             total[:, own[w], own[u]] = block.transpose(1, 2)
         return total
 
-    def _rows(self, term: Factor | Cross, value: Value) -> Iterator[tuple[Tensor, Columns]]:
+    def _rows(self, term: LowRank | Cross, value: Value) -> Iterator[tuple[Tensor, Columns]]:
         """What multiplies which columns from the left in the blocks of a value: [N, f, rank]."""
         if isinstance(term, Cross):
             for one, other in ((term.left, term.right), (term.right, term.left)):

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hesse.calls.weights import LayerCall, tappable
-from hesse.curvature.layer_space import Layer
 from hesse.errors import IndependentError
 from hesse.look.evaluation import Evaluation, Gradients, errors_explained
+from hesse.look.layer import Layer
 from hesse.look.perturb import NOT_EXPLORED, Exploration
 from hesse.probe import random_signs
 from hesse.problem import Problem
@@ -85,7 +85,7 @@ class Gradient:
         return self._graphed[1]
 
     @property
-    def apart(self) -> Mapping[int, str]:
+    def untappable(self) -> Mapping[int, str]:
         """Why a weight of a layer cannot be tapped, by its index."""
         return self._tappable[1]
 

@@ -186,18 +186,18 @@ class Meter:
         """Passes over the graph of the function alone."""
         return self._passes(columns, first, last, self._own_spans, 1, bytes_, CHUNK)
 
-    def least(self, columns: int, first: int) -> Cost:
+    def lower_bound(self, columns: int, first: int) -> Cost:
         """What products with the derivative by a place made at `first` take at least."""
         return self.backwards(columns, first, self._forward, 0)
 
     @property
-    def least_products(self) -> Cost:
+    def products_lower_bound(self) -> Cost:
         """What products take in any case: by outputs and positions of layers, or by coordinates if fewer."""
         gradient, costs = self.gradient, []
         for call in gradient.evaluation.layers:
             samples = gradient.found.samples.get(call.order, ONE_SAMPLE)
             columns = min(call.output.tensor.numel() // samples.count, gradient.leaves[call.weight].numel())
-            costs.append(self.least(columns, made(call.output.edge.node)))
+            costs.append(self.lower_bound(columns, made(call.output.edge.node)))
         return total(costs)
 
     def _passes(

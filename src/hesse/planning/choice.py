@@ -137,7 +137,7 @@ def _settles(offer: Offer, meter: Meter, asked: bool) -> bool:
     seconds = offer.cost.seconds
     return asked or (
         offer.cost.bytes <= meter.left
-        and (seconds < 4 * meter.preparation.seconds or seconds < meter.least_products.seconds)
+        and (seconds < 4 * meter.preparation.seconds or seconds < meter.products_lower_bound.seconds)
     )
 
 
@@ -199,7 +199,7 @@ def _shares(
             reasons = (
                 wish,
                 chosen.left.get(i),
-                ask.gradient.apart.get(i),
+                ask.gradient.untappable.get(i),
                 slower.get(i),
                 "no weight of a layer",
             )

@@ -56,7 +56,7 @@ class Call:
         inputs: the arguments that require grad, by their position in `arguments`.
         outputs: the results that require grad, in order.
         order: number of the call on the tape.
-        known: what was found out about it, by who asked.
+        memo: what was found out about it, by who asked.
     """
 
     func: Callable[..., Any]
@@ -65,7 +65,7 @@ class Call:
     inputs: dict[int, Value]
     outputs: list[Value]
     order: int
-    known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:

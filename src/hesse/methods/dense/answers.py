@@ -139,7 +139,7 @@ class PartOfHessian:
         return {pair: buffer.result() for pair, buffer in self._buffers.items()}
 
 
-class Hessian:
+class AllBlocks:
     """All blocks [i][j]."""
 
     def __init__(
@@ -242,7 +242,7 @@ class DiagonalBlocks:
         ]
 
 
-class Diagonal:
+class Diagonals:
     """The diagonals of the blocks [i][i]; of all other entries only what the check needs is kept."""
 
     def __init__(
@@ -283,9 +283,9 @@ class Diagonal:
 
 
 ANSWERS: dict[Question, type[Answer]] = {
-    "hessian": Hessian,
+    "hessian": AllBlocks,
     "blocks": DiagonalBlocks,
-    "diagonal": Diagonal,
+    "diagonal": Diagonals,
 }
 
 

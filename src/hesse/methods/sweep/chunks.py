@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.curvature.terms import Columns, Cross, Diagonal, Factor, Term, Unit
+from hesse.curvature.terms import Columns, Cross, Diagonal, LowRank, Term, Unit
 from hesse.structure import NoStructure
 from hesse.tape.record import Call, Value
 from hesse.tape.replay import results_of
@@ -84,7 +84,7 @@ class Chunk:
             return Diagonal(core, {self.value(v): self._scale(v, s) for v, s in term.scales.items()})
         if isinstance(term, Cross):
             return Cross(term.rank, self._columns(term.left), self._columns(term.right))
-        return Factor(term.core[self.numbers.start : self.numbers.stop], self._columns(term.columns))
+        return LowRank(term.core[self.numbers.start : self.numbers.stop], self._columns(term.columns))
 
     def _columns(self, columns: Columns) -> Columns:
         return {

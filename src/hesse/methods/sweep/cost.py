@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from hesse.calls.facts import Site
 from hesse.calls.weights import layer_call
 from hesse.curvature.terms import crowded
-from hesse.methods.sweep.carried.cost import LiveSketch, Work
+from hesse.methods.sweep.carried.cost import LiveSketch, Carrying
 from hesse.methods.sweep.route import Route, Step
 from hesse.structure import NoStructure
 from hesse.tape.record import Value
@@ -20,7 +20,7 @@ _ROOM = 0.5
 
 
 @dataclass(frozen=True)
-class Cost:
+class WalkCost:
     """What a sweep will take.
 
     Attributes:
@@ -38,17 +38,17 @@ class Cost:
     pulls: int
     peak_bytes: int
     unknown: tuple[str, ...]
-    live: Mapping[tuple[int, ...], Work]
+    live: Mapping[tuple[int, ...], Carrying]
     size: int
     chunks: int
     calls: int
 
 
 # A plan finds them, then the walk asks again.
-_COSTS: WeakKeyDictionary[Route, dict[tuple[int, bool], Cost]] = WeakKeyDictionary()
+_COSTS: WeakKeyDictionary[Route, dict[tuple[int, bool], WalkCost]] = WeakKeyDictionary()
 
 
-def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost:
+def cost(route: Route, workspace: int | None = None, blocks: bool = False) -> WalkCost:
     """The cost for all samples at a time, or for as many as fit the workspace.
 
     Smooth calls are taken to add all that they may, so a function that happens to be flatter costs less.
@@ -58,21 +58,21 @@ def cost(way: Route, workspace: int | None = None, blocks: bool = False) -> Cost
         NoStructure: all samples at a time do not fit, and they cannot be taken in chunks.
     """
 
-    def of(size: int) -> Cost:
-        known = _COSTS.setdefault(way, {})
+    def of(size: int) -> WalkCost:
+        known = _COSTS.setdefault(route, {})
         if (size, blocks) not in known:
-            known[size, blocks] = _Walk(way, size, blocks).cost
+            known[size, blocks] = _SketchedWalk(route, size, blocks).cost
         return known[size, blocks]
 
-    whole = of(way.count)
-    if workspace is None or whole.peak_bytes <= workspace or not way.tail:
+    whole = of(route.count)
+    if workspace is None or whole.peak_bytes <= workspace or not route.tail:
         return whole
     room = int(_ROOM * workspace)
-    size = max(1, bisect_right(range(1, way.count), room, key=lambda size: of(size).peak_bytes))
+    size = max(1, bisect_right(range(1, route.count), room, key=lambda size: of(size).peak_bytes))
     found = of(size)
     if found.peak_bytes <= workspace:  # otherwise it hardly will be taken
         try:
-            way.guesses(size)
+            route.guesses(size)
         except NoStructure as error:
             raise NoStructure(f"the blocks of all samples do not fit, and {error}") from error
     return found
@@ -106,34 +106,34 @@ class _Sketch:
         return (0 if self.unit else self.rank * self.width) + self.dense * self.rank**2
 
 
-class _Walk:
+class _SketchedWalk:
     """The walk of `sweep.run`, so many samples at a time, with ranks in place of columns.
 
     Attributes:
         cost: what it takes.
     """
 
-    def __init__(self, way: Route, size: int, blocks: bool) -> None:
-        self._count, self._size, self._blocks = way.count, way.count, blocks
+    def __init__(self, route: Route, size: int, blocks: bool) -> None:
+        self._count, self._size, self._blocks = route.count, route.count, blocks
         self._flops = self._pulls = self._peak = self._kept = 0
-        self._live = LiveSketch(way.depends, blocks)
-        chunks = len(way.chunks(size))
-        joined = self._take(way.head, [])
+        self._live = LiveSketch(route.depends, blocks)
+        chunks = len(route.chunks(size))
+        joined = self._take(route.head, [])
         before = self._pulls
         if chunks > 1:
             self._kept = self._held(joined)
-            self._size = -(-way.count // chunks)
-        self._take(way.tail, joined)
-        width = way.loss.tensor.element_size()
-        self.cost = Cost(
+            self._size = -(-route.count // chunks)
+        self._take(route.tail, joined)
+        width = route.loss.tensor.element_size()
+        self.cost = WalkCost(
             self._flops,
             before + chunks * (self._pulls - before),
             width * self._peak,
-            tuple(dict.fromkeys(step.site.call.name for step in way.steps if step.site.by_autograd)),
+            tuple(dict.fromkeys(step.site.call.name for step in route.steps if step.site.by_autograd)),
             self._live.work,
             self._size,
             chunks,
-            len(way.head) + chunks * len(way.tail) + sum(len(step.penalties) for step in way.steps),
+            len(route.head) + chunks * len(route.tail) + sum(len(step.penalties) for step in route.steps),
         )
 
     def _take(self, steps: Sequence[Step], waiting: list[_Sketch]) -> list[_Sketch]:

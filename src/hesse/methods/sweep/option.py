@@ -1,4 +1,4 @@
-"""What a sweep offers: which leaves it reads on the way, which it carries along, and what both take."""
+"""What a sweep offers: which leaves it reads on the route, which it carries along, and what both take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hesse.look.meter import Cost, Meter, total
 from hesse.methods.base import Applicable, Ask, Found, Offer, Products, Refused, counted
 from hesse.methods.sweep import cost as costs
 from hesse.methods.sweep import walk
-from hesse.methods.sweep.route import Route, route
+from hesse.methods.sweep.route import Route, route_of
 from hesse.runtime.progress import Progress
 from hesse.structure import NoStructure
 
@@ -28,13 +28,13 @@ def offer(ask: Ask) -> Offer:
     if gradient.tape is None or not gradient.places:
         return Refused(gradient.found.why_not or "no samples were found that do not touch")
     sweep = _best(ask)
-    way = sweep.route
-    covered = way.covered if ask.planned is None else way.covered & set(ask.planned)
+    route = sweep.route
+    covered = route.covered if ask.planned is None else route.covered & set(ask.planned)
     beside: Mapping[int, Cost] = {}
     if not covered.issuperset(gradient.reached):
         beside = {i: cost for i, cost in ask.products().items() if i not in covered}
     pieces = [
-        *(entry.leaves[0] for entry in way.probed(covered)),
+        *(entry.leaves[0] for entry in route.probed(covered)),
         *(leaves[0] for leaves in sweep.live),
         *beside,
     ]
@@ -50,11 +50,11 @@ def offer(ask: Ask) -> Offer:
     return Applicable(
         sweep.cost + total(beside.values()),
         {
-            i: "carried along the way" if i in way.live else "read from the curvature on the way"
+            i: "carried along the route" if i in route.live else "read from the curvature on the route"
             for i in covered
         },
         pieces,
-        f"one walk back over {counted(len(way.steps), 'call')}{unknown}{chunks}, without products"
+        f"one walk back over {counted(len(route.steps), 'call')}{unknown}{chunks}, without products"
         f"{ask.others(beside, covered)}",
         dict.fromkeys(
             beside, "enters several times or not linearly; products take less than carrying it along"
@@ -66,14 +66,14 @@ def offer(ask: Ask) -> Offer:
 def _run(ask: Ask, leaves: frozenset[int], progress: Progress, check: bool) -> Found:
     tape, gradient = ask.gradient.tape, ask.gradient
     assert tape is not None
-    way = route(tape, gradient.value, gradient.places, leaves)
+    route = route_of(tape, gradient.value, gradient.places, leaves)
     whole = ask.question == "blocks"
-    taken = costs.cost(way, ask.meter.room, whole)
+    taken = costs.cost(route, ask.meter.room, whole)
     if taken.chunks > 1:
         progress.expect(taken.chunks)
     if whole:  # blocks are checked where they are joined with the others
-        return walk.blocks(way, leaves, taken.size, progress), []
-    diagonals, probes = walk.diagonal(way, leaves, check, taken.size, progress)
+        return walk.blocks(route, leaves, taken.size, progress), []
+    diagonals, probes = walk.diagonal(route, leaves, check, taken.size, progress)
     return _twice(diagonals), probes
 
 
@@ -86,7 +86,7 @@ class _Sweep:
     """A sweep, and what it takes: for the leaves that it keeps alive, and altogether."""
 
     route: Route
-    taken: costs.Cost
+    taken: costs.WalkCost
     live: Mapping[tuple[int, ...], Cost]
     cost: Cost
 
@@ -121,8 +121,8 @@ def _keeping(ask: Ask, live: Set[int]) -> _Sweep:
     """The sweep that may keep these leaves alive."""
     gradient, meter = ask.gradient, ask.meter
     assert gradient.tape is not None
-    way = route(gradient.tape, gradient.value, gradient.places, live)
-    taken = costs.cost(way, meter.room, blocks=ask.question == "blocks")
+    route = route_of(gradient.tape, gradient.value, gradient.places, live)
+    taken = costs.cost(route, meter.room, blocks=ask.question == "blocks")
     width = gradient.value.element_size()
     kept = {
         leaves: meter.arithmetic(work.operations, work.moved * width, work.held * width, work.calls)
@@ -130,20 +130,20 @@ def _keeping(ask: Ask, live: Set[int]) -> _Sweep:
     }
     cost = meter.walk(taken.calls, taken.pulls, taken.flops, taken.peak_bytes)
     if ask.question == "blocks":
-        cost = cost + total(_matrix(entry, meter, taken.chunks) for entry in way.entries)
-    return _Sweep(way, taken, kept, cost + total(kept.values()))
+        cost = cost + total(_matrix(entry, meter, taken.chunks) for entry in route.entries)
+    return _Sweep(route, taken, kept, cost + total(kept.values()))
 
 
 def _products(meter: Meter, leaves: Sequence[int]) -> float:
     """Seconds of one product per coordinate, which is about twice a pass over the function's graph."""
     gradient = meter.gradient
     return 2 * sum(
-        meter.least(gradient.leaves[i].numel(), gradient.first_uses.get(i, 0)).seconds for i in leaves
+        meter.lower_bound(gradient.leaves[i].numel(), gradient.first_uses.get(i, 0)).seconds for i in leaves
     )
 
 
 def _matrix(entry: Entry, meter: Meter, chunks: int) -> Cost:
-    """What it takes to make a block of what was read on the way, with its parameters joined."""
+    """What it takes to make a block of what was read on the route, with its parameters joined."""
     count, width = entry.place.count, entry.like.element_size()
     again = 8 * entry.like.numel() * entry.size * (entry.positions > 1)
     moved = width * (6 * chunks * entry.size**2 + again)

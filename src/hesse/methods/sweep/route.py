@@ -1,4 +1,4 @@
-"""The way of a sweep: which calls it takes out, in what order, and where parameters enter them."""
+"""The route of a sweep: which calls it takes out, in what order, and where parameters enter them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hesse.tape.samples import Samples, most
 
 @dataclass
 class Step:
-    """A call on the way to the loss.
+    """A call on the route to the loss.
 
     Attributes:
         site: the call as a function of the values that curvature is carried to.
@@ -47,8 +47,8 @@ class Route:
         loss: the value it starts from.
         head: the calls whose results have no samples any more, last first.
         tail: the others, last first; samples are apart in all that they take and make.
-        samples: where the samples are in every value on the way.
-        depends: the live leaves that a value on the way is a function of.
+        samples: where the samples are in every value on the route.
+        depends: the live leaves that a value on the route is a function of.
     """
 
     loss: Value
@@ -87,12 +87,12 @@ class Route:
 
     @property
     def covered(self) -> set[int]:
-        """The leaves whose curvature is read on the way, or carried along."""
+        """The leaves whose curvature is read on the route, or carried along."""
         return self.live.union(*(entry.leaves for entry in self.entries))
 
     @property
     def live(self) -> set[int]:
-        """The leaves that are alive on the way."""
+        """The leaves that are alive on the route."""
         return {leaf for step in self.steps for use in step.uses for leaf in use.leaves}
 
     @property
@@ -107,10 +107,10 @@ class Route:
         return [*others, *own[-1:]]
 
 
-def route(
+def route_of(
     tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None], live: Set[int] = frozenset()
 ) -> Route:
-    """Find the way from the loss to the parameters.
+    """Find the route from the loss to the parameters.
 
     Args:
         tape: the calls.
@@ -122,9 +122,9 @@ def route(
         NoStructure: the function does not have the structure; the message is a reason for the plan.
     """
     known = _ROUTES.setdefault(tape, [])
-    for allowed, way in known:
-        if allowed >= live >= way.live:
-            return way
+    for allowed, route in known:
+        if allowed >= live >= route.live:
+            return route
     known.append((live, _route(tape, value, samples, live)))
     return known[-1][1]
 

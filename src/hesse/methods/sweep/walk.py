@@ -40,7 +40,7 @@ Take = Callable[[Entry, Block], None]
 
 
 def run(
-    way: Route, take: Take, live: LiveLeaves, size: int | None = None, progress: Progress | None = None
+    route: Route, take: Take, live: LiveLeaves, size: int | None = None, progress: Progress | None = None
 ) -> None:
     """Walk; at every place where parameters enter, `take` gets the curvature of the result.
 
@@ -50,19 +50,19 @@ def run(
     Raises:
         NoStructure: met a call that cannot be taken out exactly.
     """
-    adjoints = {way.loss: torch.ones_like(way.loss.tensor.detach())}
-    joined = _walk(way.head, adjoints, Curvature(way.samples), take, live)
-    chunks = way.chunks(size or way.count)
+    adjoints = {route.loss: torch.ones_like(route.loss.tensor.detach())}
+    joined = _walk(route.head, adjoints, Curvature(route.samples), take, live)
+    chunks = route.chunks(size or route.count)
     if len(chunks) == 1:
-        _walk(way.tail, adjoints, joined, take, live)
+        _walk(route.tail, adjoints, joined, take, live)
         return
-    guesses = way.guesses(size or way.count)
+    guesses = route.guesses(size or route.count)
     for numbers in chunks:
-        chunk = Chunk(numbers, way.samples)
+        chunk = Chunk(numbers, route.samples)
         some = {chunk.value(value): chunk.narrow(value, adjoint) for value, adjoint in adjoints.items()}
         waiting = Curvature(chunk.samples)
         waiting.terms = [chunk.term(term) for term in joined.terms]
-        steps = (_narrowed(*pair, chunk) for pair in zip(way.tail, guesses, strict=True))
+        steps = (_narrowed(*pair, chunk) for pair in zip(route.tail, guesses, strict=True))
         _walk(steps, some, waiting, take, live)
         if progress is not None:
             progress.advance(chunks=1)
@@ -141,7 +141,7 @@ def _pulled(term: Term, site: Site, curvature: Curvature) -> Term:
     if curvature.is_dense(term, repeated=site.first.thin) and len(site.inputs) == len(site.outputs) == 1:
         (u,), (v,) = site.inputs, site.outputs
         if u in term.columns or curvature.width(u) <= curvature.width(v):
-            return curvature.both_sides(term, v, u, site.first.pull_right, site.first.pull_left)
+            return curvature.congruence(term, v, u, site.first.pull_right, site.first.pull_left)
     _pull_columns(term.columns, term.rank, site, curvature)
     return term
 
@@ -172,7 +172,7 @@ def _pull_columns(columns: Columns, rank: int, site: Site, curvature: Curvature)
 
 
 def diagonal(
-    way: Route,
+    route: Route,
     leaves: Set[int],
     check: bool = True,
     size: int | None = None,
@@ -182,7 +182,7 @@ def diagonal(
 
     The check of an entry is its whole block, as it was read, times random signs.
     """
-    probed = {entry.leaves[0] for entry in way.probed(leaves)} if check else set()
+    probed = {entry.leaves[0] for entry in route.probed(leaves)} if check else set()
     found: dict[int, Tensor] = {}
     vectors: dict[int, dict[int, Tensor]] = {}
     products: dict[int, dict[int, Tensor]] = {}
@@ -198,8 +198,8 @@ def diagonal(
             vectors[first] = entry.split(signs)
             _add(products.setdefault(first, {}), entry.split(entry.product(block, signs)))
 
-    live = LiveLeaves(way.depends, "diagonal", check)
-    run(way, take, live, size, progress)
+    live = LiveLeaves(route.depends, "diagonal", check)
+    run(route, take, live, size, progress)
     for i in live.penalties.keys() & leaves:
         for penalty in live.penalties[i]:
             _add(found, {i: penalty.diagonal()})
@@ -214,7 +214,7 @@ def diagonal(
 
 
 def blocks(
-    way: Route, leaves: Set[int], size: int | None = None, progress: Progress | None = None
+    route: Route, leaves: Set[int], size: int | None = None, progress: Progress | None = None
 ) -> dict[tuple[int, int], Tensor]:
     """The Hessian's block, as a matrix, of each of some leaves that are covered, by twice its index."""
     found: dict[int, Tensor] = {}
@@ -223,8 +223,8 @@ def blocks(
         if not leaves.isdisjoint(entry.leaves):
             _add(found, {i: part for i, part in entry.matrix(block).items() if i in leaves})
 
-    live = LiveLeaves(way.depends, "blocks")
-    run(way, take, live, size, progress)
+    live = LiveLeaves(route.depends, "blocks")
+    run(route, take, live, size, progress)
     for i in live.penalties.keys() & leaves:
         for penalty in live.penalties[i]:
             _add(found, {i: penalty.matrix()})

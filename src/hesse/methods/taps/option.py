@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
-from hesse.curvature.layer_space import Layer
+from hesse.look.layer import Layer
 from hesse.look.meter import Cost, total
 from hesse.methods.base import Applicable, Ask, Found, Offer, Products, Refused, counted, transposed
 from hesse.methods.taps import run as taps

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.curvature.layer_space import Layer
+from hesse.look.layer import Layer
 
 Numbers = Mapping[int, Tensor]
 """Of coordinates, by their tensor."""

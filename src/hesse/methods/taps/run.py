@@ -17,8 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hesse.curvature.layer_space import Diagonal, Layer, Matrix
+from hesse.curvature.layer_space import WeightBlocks, WeightDiagonals
 from hesse.look.gradient import Gradient
+from hesse.look.layer import Layer
 from hesse.look.meter import CHUNK, Cost, Meter, total
 from hesse.methods.base import Question
 from hesse.methods.taps.part import LayerPart
@@ -30,7 +31,7 @@ from hesse.runtime.progress import Progress
 Wants = Callable[[Layer, Layer], bool]
 
 
-class Answer(Protocol):
+class LayerAnswer(Protocol):
     """What a question keeps of M and J."""
 
     def wants(self, rows: Layer, columns: Layer) -> bool:
@@ -47,9 +48,15 @@ class Answer(Protocol):
         """Take in some columns by a layer, of it and of the later ones whose pair with it is wanted."""
 
 
-def answer_to(question: Question, layers: Sequence[Layer], check: bool = True) -> Diagonal | Matrix:
+def answer_to(
+    question: Question, layers: Sequence[Layer], check: bool = True
+) -> WeightDiagonals | WeightBlocks:
     """What keeps of M and J what the question, and its check, needs."""
-    return Diagonal(layers, check) if question == "diagonal" else Matrix(layers, within=question == "blocks")
+    return (
+        WeightDiagonals(layers, check)
+        if question == "diagonal"
+        else WeightBlocks(layers, within=question == "blocks")
+    )
 
 
 def usable(question: Question, gradient: Gradient) -> tuple[str | None, list[Layer]]:
@@ -119,7 +126,7 @@ def _uses(layers: Sequence[Layer], layer: Layer) -> int:
     return sum(other.call.weight == layer.call.weight for other in layers)
 
 
-def run(answer: Answer, layers: Sequence[Layer], meter: Meter, progress: Progress) -> None:
+def run(answer: LayerAnswer, layers: Sequence[Layer], meter: Meter, progress: Progress) -> None:
     """Give the answer all pairs of layers that it wants; `layers` in the order of their calls."""
     gradient = meter.gradient
     # The most that a pass holds, whatever it starts from.
@@ -278,7 +285,7 @@ def _before(wants: Wants, layers: Sequence[Layer], layer: Layer) -> list[Layer]:
 
 
 def _jacobians(
-    answer: Answer | LayerPart,
+    answer: LayerAnswer | LayerPart,
     layers: Sequence[Layer],
     layer: Layer,
     meter: Meter,

@@ -1,1 +1,1 @@
-"""Leaves that stay alive on a sweep's way: those that enter more than once, or not linearly."""
+"""Leaves that stay alive on a sweep's route: those that enter more than once, or not linearly."""

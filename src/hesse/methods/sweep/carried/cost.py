@@ -14,7 +14,7 @@ from hesse.tape.record import Value
 
 
 @dataclass
-class Work:
+class Carrying:
     """What it takes to keep a leaf alive, perhaps together with its bias.
 
     Attributes:
@@ -57,7 +57,7 @@ class LiveSketch:
 
     def __init__(self, depends: Mapping[Value, Set[int]], matrices: bool) -> None:
         """`depends`: the live leaves that a value is a function of; `matrices`: not only diagonals."""
-        self.work: dict[tuple[int, ...], Work] = {}
+        self.work: dict[tuple[int, ...], Carrying] = {}
         self._depends, self._matrices = depends, matrices
         self._strands: list[_Strand] = []
 
@@ -69,7 +69,7 @@ class LiveSketch:
     def enter(self, use: Use, terms: Sequence[Term]) -> None:
         """A use is taken in, where the curvature by its results has these terms."""
         leaves, results = tuple(use.leaves), _elements(use.site.outputs)
-        work = self.work.setdefault(leaves, Work(matrix=3 * self._matrices * use.size**2))
+        work = self.work.setdefault(leaves, Carrying(matrix=3 * self._matrices * use.size**2))
         ahead = self._ahead(leaves, use.site.inputs)
         beside = [self._ahead(leaves, term.values.difference(use.site.outputs)) for term in terms]
         columns, strand = self._strand(use, ahead)
@@ -95,7 +95,7 @@ class LiveSketch:
             self._strands += known
         return columns, known[0]
 
-    def _read(self, use: Use, work: Work, results: int) -> None:
+    def _read(self, use: Use, work: Carrying, results: int) -> None:
         """What a use adds to the curvature by the leaf itself."""
         size = use.size
         if not isinstance(use, LayerUse):

@@ -111,7 +111,7 @@ class Coordinates(Directions):
 
 
 class ByCoordinates(LiveLeaf):
-    """A leaf that enters in any way: rows for its coordinates, and before them one for random signs."""
+    """A leaf that enters in any route: rows for its coordinates, and before them one for random signs."""
 
     strands: list[Directions]
 

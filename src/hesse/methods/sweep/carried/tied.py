@@ -19,10 +19,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hesse.curvature.layer_space import Layer, Matrix
+from hesse.curvature.layer_space import WeightBlocks
 from hesse.curvature.parameters import LayerEntry
 from hesse.curvature.terms import Unit
 from hesse.curvature.total import Curvature
+from hesse.look.layer import Layer
 from hesse.methods.sweep.carried.live import Adjoints, Ahead, LiveLeaf, Strand
 from hesse.methods.sweep.carried.uses import LayerUse
 from hesse.probe import Probe, random_signs
@@ -162,7 +163,7 @@ class MatrixByOutputs(ByOutputs):
         """`check`: is made where the blocks are joined with others."""
         super().__init__()
         layer = Layer(use.layer, use.samples, use.site.outputs[0].tensor.detach())
-        self._sum = Matrix([layer] * 2, within=True)  # twice, as blocks of single uses are not added up
+        self._sum = WeightBlocks([layer] * 2, within=True)  # twice, as blocks of single uses are not added up
 
     def add(self, now: LayerRows, curvature: Curvature, z: Value) -> None:
         """See `ByOutputs`."""

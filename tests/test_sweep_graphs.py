@@ -2,16 +2,22 @@
 
 import contextlib
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cases import x
+from hesse.curvature.terms import Cross, Diagonal, LowRank, Unit
+from hesse.curvature.total import Curvature
+from hesse.methods.sweep import walk
+from hesse.methods.sweep.cost import cost
+from hesse.methods.sweep.route import route_of
 from hesse.structure import NoStructure
-from sweeping import check
+from sweeping import check, recorded
 
-WIDTH = 4
+SAMPLES, WIDTH = 3, 4
 ONE = {
     "tanh": torch.tanh,
     "relu": torch.relu,
@@ -54,9 +60,49 @@ STEP = st.tuples(st.sampled_from([*ONE, *TWO, *LAYERS, *LAYERS]), st.integers(0,
 )
 @example([("pool", 0, 0), ("multiply", 0, 1)], "cross entropy", 0, 1)
 def test_random_graph(steps, loss, seed, size):
+    function, tensors = graph(steps, loss, seed)
+    with contextlib.suppress(NoStructure):  # a softmax summed up, say, changes with nothing
+        check(function, tensors, SAMPLES, used(function, tensors), size=size)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(STEP, min_size=1, max_size=8), st.sampled_from(sorted(LOSSES)), st.integers(0, 3))
+def test_no_more_is_held_than_was_predicted(steps, loss, seed):
+    """The walk with ranks in place of columns bounds what the walk itself holds after every call."""
+    held = []
+
+    class Watched(Curvature):
+        def require_samples(self):
+            super().require_samples()
+            held.append(sum(map(numbers, self.terms)))
+
+    function, tensors = graph(steps, loss, seed)
+    value, tape, samples = recorded(function, tensors, SAMPLES)
+    with contextlib.suppress(NoStructure), pytest.MonkeyPatch.context() as patched:
+        route = route_of(tape, value, samples)
+        predicted = cost(route).peak_bytes
+        patched.setattr("hesse.methods.sweep.walk.Curvature", Watched)
+        walk.diagonal(route, route.covered)
+        assert held
+        assert 8 * max(held) <= predicted <= 32 * max(held)
+
+
+def numbers(term):
+    """Of all tensors of a term, those that it shares with itself counted once."""
+    parts = {LowRank: ("core", "columns"), Cross: ("left", "right"), Diagonal: ("core", "scales")}[type(term)]
+    found = {}
+    for part in (getattr(term, name) for name in parts):
+        for tensor in part.values() if isinstance(part, dict) else [part]:
+            tensor = tensor.scale if isinstance(tensor, Unit) else tensor
+            if tensor is not None:
+                found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 8
+    return sum(found.values())
+
+
+def graph(steps, loss, seed):
+    """A function of random parameters, and these."""
     torch.manual_seed(seed)
-    samples = 3
-    data = x(samples, WIDTH)
+    data = x(SAMPLES, WIDTH)
     shapes = [(WIDTH, WIDTH)]
     for name, *_ in steps:
         shapes += {"layer": [(WIDTH, WIDTH)], "affine": [(WIDTH,), (WIDTH,)]}.get(name, [])
@@ -76,8 +122,7 @@ def test_random_graph(steps, loss, seed, size):
                 made.append(ONE[name](g) if name in ONE else TWO[name](g, h))
         return LOSSES[loss](sum(made[-2:]))
 
-    with contextlib.suppress(NoStructure):  # a softmax summed up, say, changes with nothing
-        check(function, tensors, samples, used(function, tensors), size=size)
+    return function, tensors
 
 
 def used(function, tensors):

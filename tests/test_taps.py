@@ -116,7 +116,7 @@ def test_dropout_is_refused(question):
 
 def deaf(monkeypatch):
     """Samples are taken to lie in dimension 0, and not to touch."""
-    monkeypatch.setattr("hesse.tape.samples.found", lambda before, after, which: Samples(len(which), 0))
+    monkeypatch.setattr("hesse.look.perturb.found", lambda before, after, which: Samples(len(which), 0))
     monkeypatch.setattr("hesse.look.explore.noticed", lambda *arguments: False)
 
 

@@ -128,7 +128,7 @@ class Problem:
         return [self._like(i, argument, value, value.shape) for i, value in enumerate(values)]
 
     def unpack_many(self, argument: str, container: Any) -> tuple[list[Tensor], int | None]:
-        """Likewise, or several vectors by a leading dimension that all tensors have; how many these are."""
+        """Containers shaped like the inputs: one, or several by a leading dimension of all, and how many."""
         values = self._flat(argument, container)
         counts = {
             len(value) if value.dim() and value.shape[1:] == tensor.shape != value.shape else None

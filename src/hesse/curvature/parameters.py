@@ -256,7 +256,7 @@ class LayerEntry(Entry):
         return self.cross(columns, self._times(core, columns))
 
     def cross(self, left: Tensor, right: Tensor) -> Tensor:
-        """Likewise."""
+        """Two sides by pairs of positions, where those are fewer than columns."""
         if self._layer.positions > len(left):
             return super().cross(left, right)
         one, other = self._layer.layout(left), self._layer.layout(right)

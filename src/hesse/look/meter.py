@@ -58,7 +58,7 @@ class Rates:
         start: seconds to get ready for an evaluation.
         call: seconds to record a call and make its nodes.
         node: seconds for a node of a backward pass, or a call, whatever its size.
-        batch: likewise when several vectors are batched.
+        batch: seconds of a node when several vectors are batched.
         move: bytes a second, of tensors that stay in the cache for the most part.
         multiply: operations a second of matrix products.
         step: seconds to take a call out of a sweep, whatever its size.

@@ -18,7 +18,7 @@ from hesse.runtime.room import Room
 def batched(
     product: Callable[..., Sequence[Tensor]], vectors: Sequence[Tensor], chunks: ChunkSize
 ) -> Sequence[Tensor] | None:
-    """`product` for every entry of the vectors' first dimension, results stacked likewise.
+    """`product` for every entry of the vectors' first dimension, results stacked by it too.
 
     Returns:
         None when the chunk has to be made smaller, which `chunks` then knows.

@@ -88,7 +88,7 @@ def _differentiate(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -
 
 
 def _backward(watch: Watch, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-    """Likewise, where gradients are written into leaves, from which they are taken away at the end."""
+    """A backward inside the function: the graph stays; what is written into leaves is taken away again."""
     watch.keep_gradients(variables([args[0]]))
     later = "retain_graph", "create_graph", "inputs"
     kwargs = {**dict(zip(later, args[2:], strict=False)), **kwargs, "retain_graph": True}

@@ -147,7 +147,7 @@ def _pulled(term: Term, site: Site, curvature: Curvature) -> Term:
 
 
 def _pull_columns(columns: Columns, rank: int, site: Site, curvature: Curvature) -> None:
-    """Likewise for columns, in place."""
+    """Columns over the results of a call, with those over its inputs in their place."""
     given = [columns.pop(value, None) for value in site.outputs]
     if all(c is None for c in given):
         return

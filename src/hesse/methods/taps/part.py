@@ -69,7 +69,7 @@ class LayerPart:
     """A part of the Hessian between weights and biases of layers.
 
     Attributes:
-        rows: the layers that rows belong to, with those; `columns`: likewise.
+        rows: the layers that rows belong to, with those; `columns`: those that columns belong to.
     """
 
     def __init__(self, layers: Sequence[Layer], rows: Numbers, columns: Numbers) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hesse.checks.certificate import Autograd, Certificate, Route
+from hesse.checks.certificate import Autograd, Certificate, Reference
 from hesse.checks.differences import Differences, require_graph
 from hesse.errors import ArgumentError, BudgetError, NonFiniteWarning, warn
 from hesse.look.evaluation import evaluated, remark, require_deterministic, value_of
@@ -103,12 +103,12 @@ def answer(
             require_graph(problem, gradient, strict)
         if strict:
             require_influence(problem, gradient, curved=question != "diagonal")
-        route = None if trouble else _route(options.check, problem, gradient)
+        reference = None if trouble else _reference(options.check, problem, gradient)
         meter = Meter(gradient, budget, size)
-        check = route is not None
+        check = reference is not None
         refused = _refused(whole)
         choice = choose(question, problem, meter, options.method, check, refused, True, part)
-        work = Work(question, problem, meter, progress, route, create_graph, part)
+        work = Work(question, problem, meter, progress, reference, create_graph, part)
         parts, certificate, plan = work.certified(choice)
     passes = progress.done + (certificate.probes if certificate else 0)
     value = pack(parts)
@@ -153,7 +153,7 @@ def _nothing(question: Question) -> Plan:
     return Plan(question, "dense", "there is nothing to differentiate by", 0, 0, 0.0, 0, 0, 0.0, (), ())
 
 
-def _route(check: bool | str, problem: Problem, gradient: Gradient) -> Callable[[], Route] | None:
+def _reference(check: bool | str, problem: Problem, gradient: Gradient) -> Callable[[], Reference] | None:
     """What an answer is certified by."""
     if check == "differences":
         return partial(Differences, problem, gradient)

@@ -1,4 +1,7 @@
-"""The command line: `hesse diagonal|hessian|trace|plan TARGET` and `hesse demo`."""
+"""The command line: `hesse diagonal|hessian|trace|plan TARGET` and `hesse demo`.
+
+The commands are a third of this file; the rest says whose fault an error is, and finds targets.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hesse.checks.certificate import Autograd, Certificate, Route, certify
+from hesse.checks.certificate import Autograd, Certificate, Reference, certify
 from hesse.checks.differences import Differences, hiding
 from hesse.checks.suspects import suspects
 from hesse.errors import CertificateWarning, DerivativeWarning, NonFiniteWarning, warn
@@ -38,7 +38,7 @@ class Work:
         problem: the problem.
         meter: holds its gradient, and what may be used.
         progress: is told of every pass.
-        route: makes what answers are certified by; None without a check.
+        reference: makes what answers are certified by; None without a check.
         create_graph: keep all on the graph.
         part: of a Hessian, the rows and columns.
     """
@@ -47,7 +47,7 @@ class Work:
     problem: Problem
     meter: Meter
     progress: Progress
-    route: Callable[[], Route] | None
+    reference: Callable[[], Reference] | None
     create_graph: bool
     part: Part | None = None
 
@@ -87,14 +87,14 @@ class Work:
         return dense.schedules(self.question, self.gradient)
 
     def _choose(self, method: str, refused: Mapping[MethodName, str]) -> Choice:
-        check = self.route is not None
+        check = self.reference is not None
         return choose(self.question, self.problem, self.meter, method, check, refused, part=self.part)
 
     def _certificate(self, probes: list[Probe]) -> Certificate | None:
-        if self.route is None:
+        if self.reference is None:
             return None
-        route = self.route()
-        return certify(route, [*probes, *self._flat()] if route.name == Differences.name else probes)
+        reference = self.reference()
+        return certify(reference, [*probes, *self._flat()] if reference.name == Differences.name else probes)
 
     def _flat(self) -> list[Probe]:
         """Of blocks that are zero because autograd sees no curvature, where differences may see one."""
@@ -162,7 +162,7 @@ class Work:
 
     def _run(self, choice: Choice, schedule: Schedule) -> tuple[list[Any], list[Probe]]:
         """The planned tensors by the plan's method, all others by one product per coordinate."""
-        check = self.route is not None
+        check = self.reference is not None
         self.progress.expect(choice.plan.passes)
 
         def products(rows: Numbers, columns: Numbers) -> Blocks:

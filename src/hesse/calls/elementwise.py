@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from hesse.calls.facts import (
-    Across,
     Bend,
     Forecast,
     Map,
-    OnElements,
-    Piece,
     Scales,
     Site,
     fitted,
@@ -25,6 +22,7 @@ from hesse.calls.facts import (
     slopes_of,
     times,
 )
+from hesse.calls.pieces import Across, OnElements, Piece
 from hesse.tape.record import Value
 from hesse.tape.replay import rerun
 

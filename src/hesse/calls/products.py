@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hesse.calls.facts import Across, Bend, Forecast, Map, Piece, Site, grad, onto, slopes_against
+from hesse.calls.facts import Bend, Forecast, Map, Site, grad, onto, slopes_against
+from hesse.calls.pieces import Across, Piece
 from hesse.tape.record import Value
 from hesse.tape.replay import contents
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.calls.facts import Bend, Forecast, Map, OnRows, Piece, Site, squared_parameters
+from hesse.calls.facts import Bend, Forecast, Map, Site, squared_parameters
+from hesse.calls.pieces import OnRows, Piece
 from hesse.tape.record import Value
 
 

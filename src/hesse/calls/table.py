@@ -2,7 +2,8 @@
 
 A row is a claim about a call; `tests/test_rules.py` checks every one numerically. Of several maps the first
 that is for a call's arguments is taken. A call without a row, or for whose arguments no map of its row is, is
-differentiated by itself, which is slower and just as exact. No other file decides by a call's name.
+differentiated by itself, which is slower and just as exact. No walk decides by a call's name. (Before a call
+comes here it may have been taken apart, `tape.composites`, or been taken another way, `runtime.kernels`.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The certificate: a computed matrix against products that another route gives.
+"""The certificate: a computed matrix against products from another source.
 
 A Hessian is linear, so one random vector exposes a wrong one (Freivalds 1977): the computed matrix
 times random signs must equal the product that a plain double backward, or differences of the gradient, give
@@ -44,8 +44,8 @@ class Certificate:
         return self.deviation <= self.bound
 
 
-class Route(Protocol):
-    """Another way to products.
+class Reference(Protocol):
+    """Another way to products, which answers are compared with.
 
     Attributes:
         name: "autograd" or "differences".
@@ -79,11 +79,11 @@ class Autograd:
         self._problem, self._gradient = problem, gradient
 
     def exact(self, probe: Probe) -> Sequence[Tensor]:
-        """See `Route`."""
+        """See `Reference`."""
         return self._product(probe, probe.signs)
 
     def allowance(self, probe: Probe, exact: Sequence[Tensor], scale: float) -> float:
-        """See `Route`: what rounding makes of this product, measured in two ways.
+        """See `Reference`: what rounding makes of this product, measured in two ways.
 
         By how far products move where the point moves by no more than its own rounding, and by how far the
         sum of two products is from the product of the sum. A product that is another one each time it is
@@ -124,15 +124,15 @@ class Autograd:
         return probe.own(self._gradient.product(vectors, probe.rows, probe.columns))
 
 
-def certify(route: Route, probes: Sequence[Probe]) -> Certificate:
-    """Compare every probe with a product by another route."""
-    floor = route.floor * max((probe.norm for probe in probes), default=0.0)
+def certify(reference: Reference, probes: Sequence[Probe]) -> Certificate:
+    """Compare every probe with a product by a reference."""
+    floor = reference.floor * max((probe.norm for probe in probes), default=0.0)
     worst = 0.0
     for probe in probes:
-        exact = route.exact(probe)
+        exact = reference.exact(probe)
         scale = max(norm(exact), probe.norm, floor) or 1.0
         off = distance(probe.computed, exact)
-        if off > route.bound * scale:
-            scale = max(scale, route.allowance(probe, exact, scale) / route.bound)
+        if off > reference.bound * scale:
+            scale = max(scale, reference.allowance(probe, exact, scale) / reference.bound)
         worst = off / scale if not off / scale <= worst else worst  # a NaN must not get lost
-    return Certificate(worst, route.bound, route.products, route.name)
+    return Certificate(worst, reference.bound, reference.products, reference.name)

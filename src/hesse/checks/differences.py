@@ -50,7 +50,7 @@ class Difference:
 
 
 class Differences:
-    """Products of the Hessian with vectors, from gradients at points near by: a `certificate.Route`."""
+    """Products of the Hessian with vectors, from gradients at points near by: a `certificate.Reference`."""
 
     name = "differences"
 
@@ -63,12 +63,12 @@ class Differences:
         self.products = 0
 
     def exact(self, probe: Probe) -> Sequence[Tensor]:
-        """See `certificate.Route`."""
+        """See `certificate.Reference`."""
         self._last = self.along(probe.signs, probe.rows, probe.columns)
         return probe.own(self._last.parts)
 
     def allowance(self, probe: Probe, exact: Sequence[Tensor], scale: float) -> float:
-        """See `certificate.Route`.
+        """See `certificate.Reference`.
 
         A gradient that cancels is rounded by more than its own size tells: by how far it is at points that
         are about the same.
@@ -171,19 +171,19 @@ def _deviation(problem: Problem, gradient: Gradient) -> str | None:
     """
     rows = [i for i, leaf in enumerate(gradient.leaves) if leaf.requires_grad and leaf.numel()]
     v, w = (_direction([problem.tensors[i] for i in rows], seed) for seed in (1, 2))
-    route = Differences(problem, gradient)
-    found = route.along(v, rows, rows)
+    reference = Differences(problem, gradient)
+    found = reference.along(v, rows, rows)
     one = [_dot(product, along) for product, along in zip(gradient.product(w, rows, rows), v, strict=True)]
     other = [_dot(part, along) for part, along in zip(found.parts, w, strict=True)]
     allowed = (10 * found.error + found.noise) * norm(w)
-    share = _apart(one, other, route.bound, allowed)
+    share = _apart(one, other, reference.bound, allowed)
     if (
         share
     ):  # Gradients may jump a little, by the steps of an adaptive solver, say: over longer steps by less.
-        far = route.along(v, rows, rows, _LONGER)
+        far = reference.along(v, rows, rows, _LONGER)
         other = [_dot(part, along) for part, along in zip(far.parts, w, strict=True)]
         allowed = (10 * far.error + far.noise) * norm(w)
-        share = _lasting(share, _apart(one, other, route.bound, allowed))
+        share = _lasting(share, _apart(one, other, reference.bound, allowed))
     if share:
         return (
             f"the second derivative along a random direction is {_shown(share)} off differences of gradients"
@@ -191,7 +191,7 @@ def _deviation(problem: Problem, gradient: Gradient) -> str | None:
     if gradient.evaluation.watch.cut:
         slopes = [_dot(gradient.plain[i], along) for i, along in zip(rows, v, strict=True)]
         # Values are less smooth at kinks than they are to rounding.
-        if share := _apart(slopes, [found.slope], math.sqrt(route.bound), found.slope_noise):
+        if share := _apart(slopes, [found.slope], math.sqrt(reference.bound), found.slope_noise):
             return f"the derivative along a random direction is {_shown(share)} off differences of values"
     return None
 

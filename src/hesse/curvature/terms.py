@@ -20,7 +20,8 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from hesse.calls.facts import Across, OnElements, OnRows, Piece, Whole, times
+from hesse.calls.facts import times
+from hesse.calls.pieces import Across, OnElements, OnRows, Piece, Whole
 from hesse.tape.record import Value
 from hesse.tape.samples import Samples
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hesse.curvature.parameters import Entry
+from hesse.curvature.entry import Entry
 from hesse.look.meter import Cost, Meter, total
 from hesse.methods.base import Applicable, Ask, Found, Offer, Products, Refused, counted
 from hesse.methods.sweep import cost as costs
@@ -50,7 +50,7 @@ def offer(ask: Ask) -> Offer:
     return Applicable(
         sweep.cost + total(beside.values()),
         {
-            i: "carried along the route" if i in route.live else "read from the curvature on the route"
+            i: "carried along the way" if i in route.live else "read from the curvature on the way"
             for i in covered
         },
         pieces,

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hesse.calls.facts import Site
 from hesse.calls.table import site_of
-from hesse.curvature.parameters import Entry, entries
+from hesse.curvature.entry import Entry
+from hesse.curvature.parameters import entries
 from hesse.methods.sweep.carried.penalties import penal
 from hesse.methods.sweep.carried.uses import Use, Uses, entering
 from hesse.methods.sweep.chunks import Guess, guessed

@@ -8,8 +8,10 @@ $$g_{u_i} \mathrel{+}= J_i^T g_v, \qquad K_{u_i u_j} \mathrel{+}= J_i^T K_{vv} J
   + \sum_c g_v[c]\, \frac{\partial^2 \varphi_c}{\partial u_i\, \partial u_j}, \qquad
   K_{u_i w} \mathrel{+}= J_i^T K_{vw}.$$
 
-The first and last part pull columns back (`blocks`), the middle one adds a term (`calls.local`). Where a
-parameter enters, $K_{vv}$ is there and is read (`parameters`). This is exact on any graph.
+The first and last part pull columns back (`curvature.terms`), the middle one adds terms (`calls.facts`). Where
+a parameter enters, $K_{vv}$ is there and is read (`curvature.parameters`). This is exact on any graph. It is edge
+pushing (Gower and Mello, 2012) in blocks of whole tensors; for a chain of layers it is the exact Hessian of
+Bishop (1992), and what Dangel, Harmeling and Hennig (2020) call Hessian backpropagation, as in BackPACK.
 
 Before the loss joins them, samples have nothing to do with each other, so that most of the walk can be
 taken for one chunk of them after the other, where the curvature of all would not fit into memory.
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from hesse.calls.facts import Site
 from hesse.calls.table import site_of
-from hesse.curvature.parameters import Entry
+from hesse.curvature.entry import Entry
 from hesse.curvature.terms import Block, Columns, Cross, Diagonal, Term, Unit, terms_of
 from hesse.curvature.total import Curvature
 from hesse.methods.sweep.carried.leaves import LiveLeaves

@@ -3,7 +3,8 @@
 A tap is a place in the graph where a layer's output z is made. A column of M, the Hessian by the taps, takes
 one product for all samples at once, over the graph above the tap only; J, how the input of a layer follows
 the outputs of those before it, takes one backward pass per element of that input. Second derivatives by the
-weights are made of them in `hesse.curvature.layer_space`.
+weights are made of them in `hesse.curvature.layer_space`, as the Gauss-Newton blocks of linear layers are
+(Botev, Ritter and Barber, 2017), but exactly and of the whole Hessian.
 """
 
 from __future__ import annotations

@@ -167,6 +167,13 @@ def residual_cnn(activation: type[nn.Module]) -> Classifier:
     return _classifier(model, torch.randn(64, 3, 8, 8), 10)
 
 
+def pooled_cnn() -> Classifier:
+    """Convolutions, ReLU and max pooling, as in LeNet."""
+    layers = [nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 5 * 5, 10))
+    return _classifier(model, torch.randn(32, 1, 28, 28), 10)
+
+
 def resnet18() -> Classifier:
     """The shape of ResNet-18 for small images, its norms with the statistics of nobody's training."""
 
@@ -352,6 +359,7 @@ RESIDUAL_CNNS = (
         partial(residual_cnn, nn.SiLU),
         sample=16,
     ),
+    Case("relu-maxpool", "two convolutions, ReLU, max pooling, 32 images of 28x28", pooled_cnn, sample=16),
 )
 
 RESNET_18 = Case(

@@ -8,10 +8,10 @@ $$g_{u_i} \mathrel{+}= J_i^T g_v, \qquad K_{u_i u_j} \mathrel{+}= J_i^T K_{vv} J
   + \sum_c g_v[c]\, \frac{\partial^2 \varphi_c}{\partial u_i\, \partial u_j}, \qquad
   K_{u_i w} \mathrel{+}= J_i^T K_{vw}.$$
 
-The first and last part pull columns back (`curvature.terms`), the middle one adds terms (`calls.facts`). Where
-a parameter enters, $K_{vv}$ is there and is read (`curvature.parameters`). This is exact on any graph. It is edge
-pushing (Gower and Mello, 2012) in blocks of whole tensors; for a chain of layers it is the exact Hessian of
-Bishop (1992), and what Dangel, Harmeling and Hennig (2020) call Hessian backpropagation, as in BackPACK.
+The first and last part pull columns back (`curvature.terms`), the middle one adds terms (`calls.facts`).
+Where a parameter enters, $K_{vv}$ is there and is read (`curvature.parameters`). This is exact on any graph.
+It is edge pushing (Gower and Mello, 2012) in blocks of whole tensors; for a chain of layers it is the exact
+Hessian of Bishop (1992), and what Dangel, Harmeling and Hennig (2020) call Hessian backpropagation.
 
 Before the loss joins them, samples have nothing to do with each other, so that most of the walk can be
 taken for one chunk of them after the other, where the curvature of all would not fit into memory.

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cases import x
-from hesse.curvature.terms import Cross, Diagonal, LowRank, Unit
+from hesse.curvature.columns import Unit
+from hesse.curvature.terms import Cross, Diagonal, LowRank
 from hesse.curvature.total import Curvature
 from hesse.methods.sweep import walk
 from hesse.methods.sweep.cost import cost

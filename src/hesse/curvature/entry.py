@@ -13,7 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.curvature.terms import Block, applied
+from hesse.curvature.columns import applied
+from hesse.curvature.terms import Block
 from hesse.tape.samples import Samples
 
 HELD = 2**24

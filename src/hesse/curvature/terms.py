@@ -13,6 +13,7 @@ is low rank (`LowRank`), or dense (a `LowRank` whose columns are `Unit`), has co
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -22,115 +23,12 @@ from torch import Tensor
 
 from hesse.calls.facts import times
 from hesse.calls.pieces import Across, OnElements, OnRows, Piece, Whole
+from hesse.curvature.columns import Columns, Frame, Unit
 from hesse.tape.record import Value
 from hesse.tape.samples import Samples
 
-
-@dataclass(frozen=True, eq=False)
-class Unit:
-    """The columns that are a value's own coordinates.
-
-    Attributes:
-        start: number of the first in the term.
-        scale: what each is multiplied by, of the value's shape; None is one.
-    """
-
-    start: int = 0
-    scale: Tensor | None = None
-
-
-Columns = dict[Value, Tensor | Unit]
-"""A stack of columns [rank, *shape] for every value that is known of."""
-
-
-@dataclass(eq=False)
-class LowRank:
-    """A term `K_uw = U_uᵀ C U_w`.
-
-    Attributes:
-        core: C, [N, rank, rank] and symmetric, or its diagonal [N, rank].
-        columns: U.
-    """
-
-    core: Tensor
-    columns: Columns
-
-    @property
-    def rank(self) -> int:
-        """Number of columns."""
-        return self.core.shape[1]
-
-    @property
-    def values(self) -> Collection[Value]:
-        """What it knows of."""
-        return self.columns
-
-    def forget(self, values: Iterable[Value]) -> bool:
-        """Leave values out; is anything left?"""
-        for value in values:
-            self.columns.pop(value, None)
-        return bool(self.columns)
-
-
-@dataclass(eq=False)
-class Cross:
-    """A term `K_uw = L_uᵀ R_w + R_uᵀ L_w`.
-
-    Attributes:
-        rank: number of columns on either side.
-        left: L; `right`: R.
-    """
-
-    rank: int
-    left: Columns
-    right: Columns
-
-    @property
-    def values(self) -> Collection[Value]:
-        """What it knows of."""
-        return self.left | self.right
-
-    def forget(self, values: Iterable[Value]) -> bool:
-        """Leave values out; is anything left?"""
-        for value in values:
-            self.left.pop(value, None)
-            self.right.pop(value, None)
-        return bool(self.left and self.right)
-
-
-@dataclass(eq=False)
-class Diagonal:
-    """A term with a column for every element of equally shaped values: `K_uw = diag(s_u c s_w)`.
-
-    Attributes:
-        core: c, of the values' shape.
-        scales: s for every value; None is one.
-    """
-
-    core: Tensor
-    scales: dict[Value, Tensor | None]
-
-    @property
-    def values(self) -> Collection[Value]:
-        """What it knows of."""
-        return self.scales
-
-    def forget(self, values: Iterable[Value]) -> bool:
-        """Leave values out; is anything left?"""
-        for value in values:
-            self.scales.pop(value, None)
-        return bool(self.scales)
-
-    def between(self, u: Value, w: Value) -> Tensor:
-        """What is on the diagonal of the block of two values."""
-        return times(times(self.core, self.scales[u]), self.scales[w])
-
-    def own(self, value: Value) -> Tensor:
-        """What is on the diagonal of the block of a value by itself."""
-        return self.between(value, value)
-
-
-Term = LowRank | Cross | Diagonal
+Blocks = dict[tuple[Value, Value], Tensor]
+"""Dense blocks [N, f, g] of pairs of values."""
 
 
 @dataclass(eq=False)
@@ -150,6 +48,235 @@ class Block:
     dense: Tensor | None = None
     factors: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     crosses: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+class Term(ABC):
+    """A part of the curvature.
+
+    Attributes:
+        rank: number of columns; none of a diagonal.
+    """
+
+    rank: int
+
+    @property
+    @abstractmethod
+    def values(self) -> Collection[Value]:
+        """What it knows of."""
+
+    @abstractmethod
+    def forget(self, values: Iterable[Value]) -> bool:
+        """Leave values out; is anything left?"""
+
+    @abstractmethod
+    def read(self, frame: Frame, value: Value, block: Block) -> None:
+        """Enter what there is of a value by itself into its block."""
+
+    @abstractmethod
+    def along(
+        self, frame: Frame, value: Value, stack: Tensor, wanted: Sequence[Value]
+    ) -> Iterator[tuple[Value, Tensor]]:
+        """A stack of columns of a value times its blocks with others, as stacks of these."""
+
+    @abstractmethod
+    def accumulate(self, frame: Frame, blocks: Blocks, u: Value, others: Sequence[Value]) -> None:
+        """Add the blocks of u with others; what is added may share memory with the term, if it is dense."""
+
+    def is_dense(self, frame: Frame, repeated: bool = False) -> bool:
+        """Is the term a dense block over all values that it knows of?
+
+        `repeated`: also where several values have the same coordinates, as the terms of a sum have.
+        """
+        return False
+
+
+class Columned(Term):
+    """A term with columns."""
+
+    @abstractmethod
+    def rows(self, frame: Frame, value: Value) -> Iterator[tuple[Tensor, Columns]]:
+        """What multiplies which columns from the left in the blocks of a value: [N, f, rank]."""
+
+    def along(
+        self, frame: Frame, value: Value, stack: Tensor, wanted: Sequence[Value]
+    ) -> Iterator[tuple[Value, Tensor]]:
+        """See `Term`."""
+        for rows, columns in self.rows(frame, value):
+            inner = frame.samples[value].flat(stack, 1).transpose(0, 1) @ rows  # N, columns, rank
+            for w in (w for w in wanted if w in columns):
+                part, layout = frame.times_columns(inner, w, columns[w]), frame.samples[w]
+                shape = layout.first(w.tensor.detach()).shape
+                yield w, layout.back(part.transpose(0, 1).reshape(-1, *shape), 1)
+
+    def accumulate(self, frame: Frame, blocks: Blocks, u: Value, others: Sequence[Value]) -> None:
+        """See `Term`."""
+        own = self.is_dense(frame)  # then its core may be overwritten later
+        for rows, columns in self.rows(frame, u):
+            for w in (w for w in others if w in columns):
+                block, by = blocks.get((u, w)), columns[w]
+                if isinstance(by, Unit):
+                    part = frame.times_columns(rows, w, by)
+                    blocks[u, w] = (part if own else part.clone()) if block is None else block.add_(part)
+                    continue
+                matrix = frame.samples[w].flat(by, 1).transpose(0, 1)
+                blocks[u, w] = rows @ matrix if block is None else block.baddbmm_(rows, matrix)
+
+
+@dataclass(eq=False)
+class LowRank(Columned):
+    """A term `K_uw = U_uᵀ C U_w`.
+
+    Attributes:
+        core: C, [N, rank, rank] and symmetric, or its diagonal [N, rank].
+        columns: U.
+    """
+
+    core: Tensor
+    columns: Columns
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """Number of columns."""
+        return self.core.shape[1]
+
+    @property
+    def values(self) -> Collection[Value]:
+        """See `Term`."""
+        return self.columns
+
+    def forget(self, values: Iterable[Value]) -> bool:
+        """See `Term`."""
+        for value in values:
+            self.columns.pop(value, None)
+        return bool(self.columns)
+
+    def is_dense(self, frame: Frame, repeated: bool = False) -> bool:
+        """See `Term`."""
+        return (
+            self.core.dim() == 3
+            and all(isinstance(columns, Unit) and columns.scale is None for columns in self.columns.values())
+            and (repeated or sum(map(frame.width, self.columns)) == self.rank)
+        )
+
+    def read(self, frame: Frame, value: Value, block: Block) -> None:
+        """See `Term`."""
+        columns = self.columns.get(value)
+        if not isinstance(columns, Unit):
+            block.factors += [] if columns is None else [(self.core, columns)]
+            return
+        own, scale = frame.own(value, columns), columns.scale
+        if self.core.dim() == 3:
+            dense = frame.scaled(self.core[:, own, own], value, scale, 1)
+            block.dense = added(block.dense, frame.scaled(dense, value, scale, 2))
+        else:
+            layout = frame.samples[value]
+            diagonal = layout.back(self.core[:, own].reshape(layout.first(value.tensor).shape))
+            block.diagonal = added(block.diagonal, times(times(diagonal, scale), scale))
+
+    def rows(self, frame: Frame, value: Value) -> Iterator[tuple[Tensor, Columns]]:
+        """See `Columned`."""
+        columns = self.columns[value]
+        if isinstance(columns, Unit):
+            core = self.core if self.core.dim() == 3 else torch.diag_embed(self.core)
+            yield frame.scaled(core[:, frame.own(value, columns)], value, columns.scale, 1), self.columns
+        else:
+            rows = frame.by_sample(value, columns)
+            yield rows * self.core.unsqueeze(1) if self.core.dim() == 2 else rows @ self.core, self.columns
+
+
+@dataclass(eq=False)
+class Cross(Columned):
+    """A term `K_uw = L_uᵀ R_w + R_uᵀ L_w`.
+
+    Attributes:
+        rank: number of columns on either side.
+        left: L; `right`: R.
+    """
+
+    rank: int
+    left: Columns
+    right: Columns
+
+    @property
+    def values(self) -> Collection[Value]:
+        """See `Term`."""
+        return self.left | self.right
+
+    def forget(self, values: Iterable[Value]) -> bool:
+        """See `Term`."""
+        for value in values:
+            self.left.pop(value, None)
+            self.right.pop(value, None)
+        return bool(self.left and self.right)
+
+    def read(self, frame: Frame, value: Value, block: Block) -> None:
+        """See `Term`."""
+        if value in self.left and value in self.right:
+            left, right = (frame.stack(value, side[value], self.rank) for side in (self.left, self.right))
+            block.crosses.append((left, right))
+
+    def rows(self, frame: Frame, value: Value) -> Iterator[tuple[Tensor, Columns]]:
+        """See `Columned`."""
+        for one, other in ((self.left, self.right), (self.right, self.left)):
+            if value in one:
+                yield frame.by_sample(value, frame.stack(value, one[value], self.rank)), other
+
+
+@dataclass(eq=False)
+class Diagonal(Term):
+    """A term with a column for every element of equally shaped values: `K_uw = diag(s_u c s_w)`.
+
+    Attributes:
+        core: c, of the values' shape.
+        scales: s for every value; None is one.
+    """
+
+    core: Tensor
+    scales: dict[Value, Tensor | None]
+    rank = 0
+
+    @property
+    def values(self) -> Collection[Value]:
+        """See `Term`."""
+        return self.scales
+
+    def forget(self, values: Iterable[Value]) -> bool:
+        """See `Term`."""
+        for value in values:
+            self.scales.pop(value, None)
+        return bool(self.scales)
+
+    def between(self, u: Value, w: Value) -> Tensor:
+        """What is on the diagonal of the block of two values."""
+        return times(times(self.core, self.scales[u]), self.scales[w])
+
+    def own(self, value: Value) -> Tensor:
+        """What is on the diagonal of the block of a value by itself."""
+        return self.between(value, value)
+
+    def read(self, frame: Frame, value: Value, block: Block) -> None:
+        """See `Term`."""
+        if value in self.scales:
+            block.diagonal = added(block.diagonal, self.own(value))
+
+    def along(
+        self, frame: Frame, value: Value, stack: Tensor, wanted: Sequence[Value]
+    ) -> Iterator[tuple[Value, Tensor]]:
+        """See `Term`."""
+        return ((w, stack * self.between(value, w)) for w in wanted)
+
+    def accumulate(self, frame: Frame, blocks: Blocks, u: Value, others: Sequence[Value]) -> None:
+        """See `Term`."""
+        for w in others:
+            core = frame.samples[u].flat(self.between(u, w))
+            block = blocks.setdefault((u, w), torch.diag_embed(torch.zeros_like(core)))
+            block.diagonal(dim1=1, dim2=2).add_(core)
+
+    def as_columns(self, frame: Frame) -> LowRank:
+        """The same with a column for every coordinate."""
+        layout = frame.samples[next(iter(self.scales))]
+        units: Columns = {value: Unit(0, scale) for value, scale in self.scales.items()}
+        return LowRank(layout.flat(self.core), units)
 
 
 @singledispatch
@@ -193,16 +320,6 @@ def _(piece: Whole) -> Iterator[Term]:
     yield LowRank(piece.core, columns)
 
 
-def crowded(rank: int, widths: Sequence[int]) -> bool:
-    """Are so many columns more than a dense block over values of these widths is worth?
-
-    A block over several values is soon pulled to fewer of them, so these may have more columns.
-    """
-    return rank > sum(widths) * len(widths)
-
-
-def applied(core: Tensor, columns: Tensor) -> Tensor:
-    """Core times columns [rank, N, *rest]."""
-    if core.dim() == 2:
-        return columns * core.T.reshape(*core.T.shape, *(1,) * (columns.dim() - 2))
-    return torch.einsum("nrq,qnf->rnf", core, columns.reshape(*columns.shape[:2], -1)).view_as(columns)
+def added(one: Tensor | None, other: Tensor) -> Tensor:
+    """The sum, where None is zero."""
+    return other if one is None else one + other

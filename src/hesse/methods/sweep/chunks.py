@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, singledispatch
 from itertools import islice, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.curvature.terms import Columns, Cross, Diagonal, LowRank, Term, Unit
+from hesse.curvature.columns import Columns, Unit
+from hesse.curvature.terms import Cross, Diagonal, LowRank, Term
 from hesse.structure import NoStructure
 from hesse.tape.record import Call, Value
 from hesse.tape.replay import results_of
@@ -77,25 +78,40 @@ class Chunk:
         outputs = [self.value(value) for value in call.outputs]
         return replace(call, arguments=arguments, inputs=inputs, outputs=outputs)
 
-    def term(self, term: Term) -> Term:
-        """A term of the curvature over values with samples."""
-        if isinstance(term, Diagonal):
-            core = self.narrow(next(iter(term.scales)), term.core)
-            return Diagonal(core, {self.value(v): self._scale(v, s) for v, s in term.scales.items()})
-        if isinstance(term, Cross):
-            return Cross(term.rank, self._columns(term.left), self._columns(term.right))
-        return LowRank(term.core[self.numbers.start : self.numbers.stop], self._columns(term.columns))
-
-    def _columns(self, columns: Columns) -> Columns:
+    def columns(self, columns: Columns) -> Columns:
+        """Columns over values with samples."""
         return {
-            self.value(v): Unit(c.start, self._scale(v, c.scale))
+            self.value(v): Unit(c.start, self.scale(v, c.scale))
             if isinstance(c, Unit)
             else self.narrow(v, c, 1)
             for v, c in columns.items()
         }
 
-    def _scale(self, value: Value, scale: Tensor | None) -> Tensor | None:
+    def scale(self, value: Value, scale: Tensor | None) -> Tensor | None:
+        """What elements of a value are multiplied by; None is one."""
         return None if scale is None else self.narrow(value, scale)
+
+
+@singledispatch
+def narrowed(term: Term, chunk: Chunk) -> Term:
+    """A term of the curvature over values with samples, for some of these."""
+    raise NotImplementedError
+
+
+@narrowed.register
+def _(term: Diagonal, chunk: Chunk) -> Term:
+    core = chunk.narrow(next(iter(term.scales)), term.core)
+    return Diagonal(core, {chunk.value(v): chunk.scale(v, s) for v, s in term.scales.items()})
+
+
+@narrowed.register
+def _(term: Cross, chunk: Chunk) -> Term:
+    return Cross(term.rank, chunk.columns(term.left), chunk.columns(term.right))
+
+
+@narrowed.register
+def _(term: LowRank, chunk: Chunk) -> Term:
+    return LowRank(term.core[chunk.numbers.start : chunk.numbers.stop], chunk.columns(term.columns))
 
 
 def guessed(call: Call, places: Mapping[Value, Samples], chunks: Sequence[range]) -> dict[int, Guess]:

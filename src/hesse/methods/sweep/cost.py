@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from hesse.calls.facts import Site
 from hesse.calls.weights import layer_call
-from hesse.curvature.terms import crowded
+from hesse.curvature.columns import crowded
 from hesse.methods.sweep.carried.cost import Carrying, LiveSketch
 from hesse.methods.sweep.route import Route, Step
 from hesse.structure import NoStructure

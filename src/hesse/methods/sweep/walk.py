@@ -21,17 +21,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Set
+from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from hesse.calls.facts import Site
 from hesse.calls.table import site_of
+from hesse.curvature.columns import Columns, Unit
 from hesse.curvature.entry import Entry
-from hesse.curvature.terms import Block, Columns, Cross, Diagonal, Term, Unit, terms_of
+from hesse.curvature.terms import Block, Cross, Diagonal, LowRank, Term, terms_of
 from hesse.curvature.total import Curvature
 from hesse.methods.sweep.carried.leaves import LiveLeaves
-from hesse.methods.sweep.chunks import Chunk, Guess
+from hesse.methods.sweep.chunks import Chunk, Guess, narrowed
 from hesse.methods.sweep.route import Route, Step
 from hesse.probe import Probe, random_signs
 from hesse.runtime.progress import Progress
@@ -63,7 +65,7 @@ def run(
         chunk = Chunk(numbers, route.samples)
         some = {chunk.value(value): chunk.narrow(value, adjoint) for value, adjoint in adjoints.items()}
         waiting = Curvature(chunk.samples)
-        waiting.terms = [chunk.term(term) for term in joined.terms]
+        waiting.terms = [narrowed(term, chunk) for term in joined.terms]
         steps = (_narrowed(*pair, chunk) for pair in zip(route.tail, guesses, strict=True))
         _walk(steps, some, waiting, take, live)
         if progress is not None:
@@ -86,7 +88,7 @@ def _walk(
     live: LiveLeaves,
 ) -> Curvature:
     """Take calls out; terms that are `waiting` join where the walk comes to one of their values."""
-    curvature = Curvature(waiting.samples)
+    curvature = Curvature(waiting.frame.samples)
     for step in steps:
         for term in waiting.remove(step.site.outputs):
             curvature.add(term)
@@ -95,7 +97,7 @@ def _walk(
             # A diagonal has a column for every element of it where it cannot stay a diagonal.
             touched = [t for t in curvature.terms if isinstance(t, Diagonal) and _touches(t, site)]
             spread = [term for term in touched if not curvature.absorb(term)]
-            curvature.condense(sum(curvature.width(next(iter(t.scales))) for t in spread))
+            curvature.condense(sum(curvature.frame.width(next(iter(t.scales))) for t in spread))
         for entry in step.entries:
             take(entry, curvature.at(site.outputs[0]))
         given = [adjoints.pop(value, None) for value in site.outputs]
@@ -130,20 +132,33 @@ def _pull_curvature(site: Site, curvature: Curvature) -> None:
             curvature.add(term)
 
 
+@singledispatch
 def _pulled(term: Term, site: Site, curvature: Curvature) -> Term:
     """A term with the inputs of a call in place of its results."""
-    if isinstance(term, Diagonal):
-        if site.first.keeps(term.scales):
-            return Diagonal(*site.first.pull_diagonal(term.core, term.scales))
-        term = curvature.factor(term)
-    if isinstance(term, Cross):
-        for columns in (term.left, term.right):
-            _pull_columns(columns, term.rank, site, curvature)
-        return term
-    if curvature.is_dense(term, repeated=site.first.thin) and len(site.inputs) == len(site.outputs) == 1:
+    raise NotImplementedError
+
+
+@_pulled.register
+def _(term: Diagonal, site: Site, curvature: Curvature) -> Term:
+    if site.first.keeps(term.scales):
+        return Diagonal(*site.first.pull_diagonal(term.core, term.scales))
+    return _pulled(term.as_columns(curvature.frame), site, curvature)
+
+
+@_pulled.register
+def _(term: Cross, site: Site, curvature: Curvature) -> Term:
+    for columns in (term.left, term.right):
+        _pull_columns(columns, term.rank, site, curvature)
+    return term
+
+
+@_pulled.register
+def _(term: LowRank, site: Site, curvature: Curvature) -> Term:
+    frame, first = curvature.frame, site.first
+    if term.is_dense(frame, repeated=first.thin) and len(site.inputs) == len(site.outputs) == 1:
         (u,), (v,) = site.inputs, site.outputs
-        if u in term.columns or curvature.width(u) <= curvature.width(v):
-            return curvature.congruence(term, v, u, site.first.pull_right, site.first.pull_left)
+        if u in term.columns or frame.width(u) <= frame.width(v):
+            return curvature.congruence(term, v, u, first.pull_right, first.pull_left)
     _pull_columns(term.columns, term.rank, site, curvature)
     return term
 
@@ -161,16 +176,16 @@ def _pull_columns(columns: Columns, rank: int, site: Site, curvature: Curvature)
             columns |= {value: Unit(first.start, scale) for value, scale in scales.items()}
             return
         if first.scale is not None:  # columns that all samples share are weighted when they are pulled
-            weights = curvature.weights(site.outputs[0], first, rank)
+            weights = curvature.frame.weights(site.outputs[0], first, rank)
             given = [Unit(first.start)]
     stacks = [
-        None if c is None else curvature.stack(value, c, rank)
+        None if c is None else curvature.frame.stack(value, c, rank)
         for value, c in zip(site.outputs, given, strict=True)
     ]
     for value, stack in site.first.pull(stacks).items():
         known = columns.get(value)
-        stack = stack if weights is None else curvature.weighted(value, stack, weights)
-        columns[value] = stack if known is None else stack + curvature.stack(value, known, rank)
+        stack = stack if weights is None else curvature.frame.weighted(value, stack, weights)
+        columns[value] = stack if known is None else stack + curvature.frame.stack(value, known, rank)
 
 
 def diagonal(

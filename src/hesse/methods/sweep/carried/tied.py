@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hesse.curvature.columns import Unit
 from hesse.curvature.layer_space import WeightBlocks
 from hesse.curvature.parameters import LayerEntry
-from hesse.curvature.terms import Unit
 from hesse.curvature.total import Curvature
 from hesse.look.layer import Layer
 from hesse.methods.sweep.carried.live import Adjoints, Ahead, LiveLeaf, Strand
@@ -40,7 +40,7 @@ class LayerRows(Strand):
     def begin(self, use: LayerUse, curvature: Curvature, ahead: Ahead) -> None:
         """Take the curvature by the outputs, while they are alive."""
         (z,), input = use.site.outputs, use.input
-        outputs = curvature.stack(z, Unit(), self.layer.columns)
+        outputs = curvature.frame.stack(z, Unit(), self.layer.columns)
         self.add(curvature.along({z: outputs}, ahead))
         if input is not None and ahead(input):
             inputs = self.layer.input_seeds(range(self.layer.inputs))
@@ -167,7 +167,7 @@ class MatrixByOutputs(ByOutputs):
 
     def add(self, now: LayerRows, curvature: Curvature, z: Value) -> None:
         """See `ByOutputs`."""
-        units = curvature.stack(z, Unit(), now.layer.columns)
+        units = curvature.frame.stack(z, Unit(), now.layer.columns)
         rows = curvature.along({z: units}, lambda value: value is z).get(z, torch.zeros_like(units))
         M, _ = self._columns(now, now.layer, rows)
         self._sum.add([now.layer], now.layer, range(now.layer.columns), [M], [None])

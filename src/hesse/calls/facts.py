@@ -91,8 +91,8 @@ class Site:
 
     def everywhere(self, value: Value, stack: Tensor) -> Tensor:
         """A stack for one sample, the same for all."""
-        layout = self.samples[value]
-        return layout.back(stack.unsqueeze(1).expand(-1, layout.count, *stack.shape[1:]), 1)
+        batch_dim = self.samples[value]
+        return batch_dim.back(stack.unsqueeze(1).expand(-1, batch_dim.count, *stack.shape[1:]), 1)
 
     def one_hot(self, value: Value, dtype: torch.dtype) -> Tensor:
         """The coordinates of a value as columns, [width, *value]."""
@@ -256,11 +256,11 @@ class Bend:
         )
 
     def _by_sample(self, value: Value, tensor: Tensor, factors: Tensor) -> Tensor:
-        layout = self.site.samples[value]
-        if layout.count < len(factors):
+        batch_dim = self.site.samples[value]
+        if batch_dim.count < len(factors):
             return tensor
-        first = layout.first(tensor)
-        return layout.back(first * factors.to(first).view(-1, *(1,) * (first.dim() - 1)))
+        first = batch_dim.first(tensor)
+        return batch_dim.back(first * factors.to(first).view(-1, *(1,) * (first.dim() - 1)))
 
 
 class Straight(Bend):

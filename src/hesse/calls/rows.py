@@ -42,13 +42,13 @@ class RowMap(Map):
         """Rows lie along dimension `dim` of the input, or are runs of `size` elements behind the samples."""
         super().__init__(site)
         self.value = value = site.call.inputs[0]
-        self._layout = layout = site.samples[value]
+        self._batch_dim = batch_dim = site.samples[value]
         self.size = size if dim is None else value.tensor.shape[dim]
-        rest = layout.first(value.tensor.detach()).shape[1:]
+        rest = batch_dim.first(value.tensor.detach()).shape[1:]
         axis = len(rest) - 1
         if dim is not None:
-            behind = layout.count > 1 and dim > layout.dim
-            axis = dim + (1 if layout.outer * layout.inner > 1 else -1) * behind
+            behind = batch_dim.count > 1 and dim > batch_dim.dim
+            axis = dim + (1 if batch_dim.outer * batch_dim.inner > 1 else -1) * behind
         self._rows_last = torch.empty(rest, device="meta").movedim(axis, -1).shape
         self._axis = axis
 
@@ -58,18 +58,18 @@ class RowMap(Map):
         value = only_input(site)
         if value is None or site.read is None:
             return None
-        layout = site.samples[value]
-        return None if layout.count > 1 and site.read == layout.dim else cls(site, site.read)
+        batch_dim = site.samples[value]
+        return None if batch_dim.count > 1 and site.read == batch_dim.dim else cls(site, site.read)
 
     def rows(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """A tensor like the input as [*lead, N, R, d]."""
-        first = self._layout.first(tensor, lead)
+        first = self._batch_dim.first(tensor, lead)
         return first.movedim(lead + 1 + self._axis, -1).reshape(*first.shape[: lead + 1], -1, self.size)
 
     def like_input(self, rows: Tensor, lead: int = 0) -> Tensor:
         """The inverse of `rows`."""
         last = rows.reshape(*rows.shape[: lead + 1], *self._rows_last)
-        return self._layout.back(last.movedim(-1, lead + 1 + self._axis), lead)
+        return self._batch_dim.back(last.movedim(-1, lead + 1 + self._axis), lead)
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """In closed form."""

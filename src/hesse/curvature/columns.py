@@ -61,11 +61,11 @@ class Frame:
         """Columns as a stack. Where they are the same for all samples, these share their memory."""
         if isinstance(columns, Tensor):
             return columns
-        place, width, tensor = self.samples[value], self.width(value), value.tensor
+        batch_dim, width, tensor = self.samples[value], self.width(value), value.tensor
         ones = torch.zeros(rank, width, dtype=tensor.dtype, device=tensor.device)
         ones[columns.start : columns.start + width].diagonal().fill_(1)
-        shape = place.first(tensor.detach()).shape
-        return times(place.back(ones.view(rank, 1, *shape[1:]).expand(rank, *shape), 1), columns.scale)
+        shape = batch_dim.first(tensor.detach()).shape
+        return times(batch_dim.back(ones.view(rank, 1, *shape[1:]).expand(rank, *shape), 1), columns.scale)
 
     def weights(self, value: Value, unit: Unit, rank: int) -> Tensor:
         """The scale of every column of a unit, [rank, N]; zero for columns that are no coordinate."""
@@ -77,9 +77,9 @@ class Frame:
 
     def weighted(self, value: Value, stack: Tensor, weights: Tensor) -> Tensor:
         """A stack with its columns weighted, [rank, N]."""
-        place = self.samples[value]
-        first = place.first(stack, 1)
-        return place.back(first * weights.view(*weights.shape, *(1,) * (first.dim() - 2)), 1)
+        batch_dim = self.samples[value]
+        first = batch_dim.first(stack, 1)
+        return batch_dim.back(first * weights.view(*weights.shape, *(1,) * (first.dim() - 2)), 1)
 
     def scaled(self, block: Tensor, value: Value, scale: Tensor | None, dim: int) -> Tensor:
         """A block with the coordinates of a value along a dimension, times their scale."""

@@ -26,7 +26,7 @@ class Entry(ABC):
 
     Attributes:
         leaves: indices of the parameters.
-        place: the samples in the result.
+        batch_dim: the samples in the result.
         like: a tensor like the result.
         size: coordinates of the parameters.
         shape: of w.
@@ -34,7 +34,7 @@ class Entry(ABC):
     """
 
     leaves: Sequence[int]
-    place: Samples
+    batch_dim: Samples
     like: Tensor
     size: int
     shape: torch.Size
@@ -61,7 +61,7 @@ class Entry(ABC):
 
         `dense`: its core is; `unit`: its columns are coordinates.
         """
-        width = self.like.numel() // self.place.count
+        width = self.like.numel() // self.batch_dim.count
         if dense and unit:
             return count * width * self.positions
         columns = min(rank, max(1, HELD // (count * self.size)))
@@ -70,7 +70,7 @@ class Entry(ABC):
 
     def held_by_matrix(self, count: int) -> int:
         """Numbers that making a block holds for so many samples."""
-        width = self.like.numel() // self.place.count
+        width = self.like.numel() // self.batch_dim.count
         return 6 * self.size**2 + count * width * (2 * width + 2 * self.shape[-1])
 
     @abstractmethod
@@ -113,7 +113,7 @@ class Entry(ABC):
 
     def _times(self, core: Tensor, columns: Tensor) -> Tensor:
         """C U, as columns [r, *result]."""
-        return self.place.back(applied(core, self.place.first(columns, 1)), 1)
+        return self.batch_dim.back(applied(core, self.batch_dim.first(columns, 1)), 1)
 
     def cross(self, left: Tensor, right: Tensor) -> Tensor:
         """The diagonal of `Jᵀ Lᵀ R J`."""
@@ -125,8 +125,8 @@ class Entry(ABC):
         """Gradients by w [m, size] for columns in which C is diagonal, each with what is on it."""
         if core.dim() == 3:
             core, turned = torch.linalg.eigh(core)
-            first = self.place.first(columns, 1)
-            columns = self.place.back(torch.einsum("qn...,nqr->rn...", first, turned), 1)
+            first = self.batch_dim.first(columns, 1)
+            columns = self.batch_dim.back(torch.einsum("qn...,nqr->rn...", first, turned), 1)
         for some, weights in zip(columns.split(self._chunk), core.T.split(self._chunk), strict=True):
             yield weights.flatten(), self.gradients(some).reshape(weights.numel(), -1)
 
@@ -189,14 +189,14 @@ class Entry(ABC):
     @cached_property
     def _order(self) -> Tensor:
         """Where the elements of one sample lie, in the order of `layout`."""
-        shape = self.place.first(self.like).shape
+        shape = self.batch_dim.first(self.like).shape
         numbers = torch.arange(shape[1:].numel(), device=self.like.device).view(1, *shape[1:])
-        return self.layout(self.place.back(numbers.expand(shape)).unsqueeze(0))[0, 0]
+        return self.layout(self.batch_dim.back(numbers.expand(shape)).unsqueeze(0))[0, 0]
 
     @property
     def _chunk(self) -> int:
         """How many columns' gradients are held at once."""
-        return max(1, HELD // (self.place.count * self.size))
+        return max(1, HELD // (self.batch_dim.count * self.size))
 
     def diagonal(self, block: Block) -> Tensor:
         """The diagonal of `Jᵀ K J`, like w."""
@@ -209,5 +209,5 @@ class Entry(ABC):
         return (
             torch.stack(parts).sum(0)
             if parts
-            else torch.zeros_like(self.backward(self.place.flat(self.like)))
+            else torch.zeros_like(self.backward(self.batch_dim.flat(self.like)))
         )

@@ -27,7 +27,7 @@ class LayerEntry(Entry):
     """The weight and bias of a layer."""
 
     def __init__(self, layer: Layer) -> None:
-        self.leaves, self.place, self.like = layer.tensors, layer.samples, layer.gradient
+        self.leaves, self.batch_dim, self.like = layer.tensors, layer.samples, layer.gradient
         outputs = layer.columns // layer.positions // layer.groups
         self.shape = torch.Size((layer.groups, outputs, layer.a.shape[-1]))
         self.size, self.positions = self.shape.numel(), layer.positions
@@ -35,9 +35,11 @@ class LayerEntry(Entry):
 
     def narrowed(self, numbers: range) -> LayerEntry:
         """By input and result."""
-        call = replace(self._layer.call, input=self.place.narrow(self._layer.call.input.detach(), numbers))
-        like = self.place.narrow(self.like, numbers)
-        return LayerEntry(Layer(call, self.place.narrowed(numbers), like))
+        call = replace(
+            self._layer.call, input=self.batch_dim.narrow(self._layer.call.input.detach(), numbers)
+        )
+        like = self.batch_dim.narrow(self.like, numbers)
+        return LayerEntry(Layer(call, self.batch_dim.narrowed(numbers), like))
 
     def gradients(self, columns: Tensor) -> Tensor:
         """Outer products of column and input, summed over positions."""
@@ -84,7 +86,7 @@ class LayerEntry(Entry):
         """By columns, or by pairs of positions."""
         positions = self._layer.positions
         pairs = 2 * self.like.numel() * positions * rank
-        return 2 * self.place.count * self.size * positions * min(rank, positions) + pairs * (
+        return 2 * self.batch_dim.count * self.size * positions * min(rank, positions) + pairs * (
             positions <= rank
         )
 
@@ -93,7 +95,7 @@ class LayerEntry(Entry):
         a = count * self.positions * self.shape[0] * self.shape[2]
         if self.positions > rank:
             return a + super().held(rank, dense, unit, count)
-        width, inputs = self.like.numel() // self.place.count, self.positions * self.shape[2]
+        width, inputs = self.like.numel() // self.batch_dim.count, self.positions * self.shape[2]
         columns = 0 if unit else 2 * rank * width
         pairs = width * (self.positions + inputs) if self.positions > 1 else 0
         return a + count * (columns + pairs)
@@ -122,10 +124,10 @@ class LayerEntry(Entry):
         if groups == self.positions == 1:
             add_own(block, a[:, 0, 0], range(outputs), curvature.transpose(0, 1))
             return block.view(self.size, self.size)
-        places = curvature.unflatten(2, (-1, groups, outputs)).unflatten(1, (-1, groups * outputs))
+        by_position = curvature.unflatten(2, (-1, groups, outputs)).unflatten(1, (-1, groups * outputs))
         for o in range(groups * outputs):
             start = o if groups == 1 else 0
-            moved = torch.einsum("ntshp,nti->nishp", places[:, :, o, ..., start:], a[:, :, o // outputs])
+            moved = torch.einsum("ntshp,nti->nishp", by_position[:, :, o, ..., start:], a[:, :, o // outputs])
             block[start:, :, o] = torch.einsum("nishp,nshq->hpqi", moved, a).flatten(0, 1)
         if groups == 1:
             mirror(block)
@@ -144,33 +146,33 @@ class LayerEntry(Entry):
 class Spread(Entry):
     """A parameter that is broadcast over the result and multiplied by a slope: scale, shift, positions."""
 
-    def __init__(self, leaf: int, path: Path, place: Samples, slope: Tensor, trailing: int) -> None:
+    def __init__(self, leaf: int, path: Path, batch_dim: Samples, slope: Tensor, trailing: int) -> None:
         """`trailing`: dimensions of the result after those of the parameter."""
         self.leaves = [leaf]
         self._leaf, self._path, self._trailing = leaf, path, trailing
-        self.place, self.like, self.size = place, slope, path[0][0].tensor.numel()
+        self.batch_dim, self.like, self.size = batch_dim, slope, path[0][0].tensor.numel()
         own = list(path[0][0].tensor.shape)
         shape = [1] * (slope.dim() - len(own) - trailing) + own + [1] * trailing
-        if place.count > 1:
-            kept = place.outer == place.inner == 1
-            shape[place.dim : place.dim + 1] = [] if kept else [1, 1]
+        if batch_dim.count > 1:
+            kept = batch_dim.outer == batch_dim.inner == 1
+            shape[batch_dim.dim : batch_dim.dim + 1] = [] if kept else [1, 1]
         self.shape = torch.Size(shape)
-        self.positions = max(1, slope.numel() // place.count // self.size)
-        self._slope = place.first(slope)
+        self.positions = max(1, slope.numel() // batch_dim.count // self.size)
+        self._slope = batch_dim.first(slope)
 
     def narrowed(self, numbers: range) -> Spread:
         """By the slope."""
-        slope = self.place.narrow(self.like, numbers)
-        return Spread(self._leaf, self._path, self.place.narrowed(numbers), slope, self._trailing)
+        slope = self.batch_dim.narrow(self.like, numbers)
+        return Spread(self._leaf, self._path, self.batch_dim.narrowed(numbers), slope, self._trailing)
 
     def gradients(self, columns: Tensor) -> Tensor:
         """Summed over all that the parameter is broadcast over but the samples."""
-        spread = self.place.first(columns, 1) * self._slope
+        spread = self.batch_dim.first(columns, 1) * self._slope
         return spread.sum_to_size(*spread.shape[:2], *self.shape)
 
     def squares(self, diagonal: Tensor) -> Tensor:
         """Elements that share a coordinate are only added up."""
-        return (self.place.first(diagonal) * self._slope.square()).sum_to_size(1, *self.shape).squeeze(0)
+        return (self.batch_dim.first(diagonal) * self._slope.square()).sum_to_size(1, *self.shape).squeeze(0)
 
     def dense(self, core: Tensor) -> Tensor:
         """The blocks of every coordinate, over pairs of the elements that it is broadcast over."""
@@ -190,7 +192,7 @@ class Spread(Entry):
 
     def layout(self, stack: Tensor) -> Tensor:
         """As they lie."""
-        return self.place.flat(stack, 1)
+        return self.batch_dim.flat(stack, 1)
 
     def forward(self, direction: Tensor) -> Tensor:
         """Broadcast, and times the slope."""
@@ -225,7 +227,7 @@ def entries(site: Site, uses: Mapping[Value, int]) -> Iterator[Entry]:
     if len(site.outputs) != 1 or site.outputs[0] not in site.samples:
         return
     (output,) = site.outputs
-    place = site.samples[output]
+    batch_dim = site.samples[output]
 
     def path(value: Value) -> tuple[int, Path] | None:
         found = _path(value)
@@ -234,17 +236,17 @@ def entries(site: Site, uses: Mapping[Value, int]) -> Iterator[Entry]:
     layer = layer_call(site.call)
     if layer is not None:
         weight = path(layer.through)
-        if weight is not None and place.dim < output.tensor.dim() - layer.layout.own[1]:
+        if weight is not None and batch_dim.dim < output.tensor.dim() - layer.layout.own[1]:
             shared = any(uses[v] > 1 for v in site.call.inputs.values() if v.leaf == layer.bias)
             layer = replace(layer, bias=None) if shared else layer
-            yield LayerEntry(Layer(layer, place, output.tensor.detach()))
+            yield LayerEntry(Layer(layer, batch_dim, output.tensor.detach()))
     else:
         for parameter, slope, trailing in site.first.spread():
             entering = path(parameter)
-            at = place.dim - output.tensor.dim() + trailing + parameter.tensor.dim()
-            one_each = place.count > 1 and at >= 0 and parameter.tensor.shape[at] > 1
+            at = batch_dim.dim - output.tensor.dim() + trailing + parameter.tensor.dim()
+            one_each = batch_dim.count > 1 and at >= 0 and parameter.tensor.shape[at] > 1
             if entering is not None and not one_each:
-                yield Spread(*entering, place, slope, trailing)
+                yield Spread(*entering, batch_dim, slope, trailing)
 
 
 def _path(value: Value) -> tuple[int, Path] | None:

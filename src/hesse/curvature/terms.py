@@ -104,9 +104,9 @@ class Columned(Term):
         for rows, columns in self.rows(frame, value):
             inner = frame.samples[value].flat(stack, 1).transpose(0, 1) @ rows  # N, columns, rank
             for w in (w for w in wanted if w in columns):
-                part, layout = frame.times_columns(inner, w, columns[w]), frame.samples[w]
-                shape = layout.first(w.tensor.detach()).shape
-                yield w, layout.back(part.transpose(0, 1).reshape(-1, *shape), 1)
+                part, batch_dim = frame.times_columns(inner, w, columns[w]), frame.samples[w]
+                shape = batch_dim.first(w.tensor.detach()).shape
+                yield w, batch_dim.back(part.transpose(0, 1).reshape(-1, *shape), 1)
 
     def accumulate(self, frame: Frame, blocks: Blocks, u: Value, others: Sequence[Value]) -> None:
         """See `Term`."""
@@ -169,8 +169,8 @@ class LowRank(Columned):
             dense = frame.scaled(self.core[:, own, own], value, scale, 1)
             block.dense = added(block.dense, frame.scaled(dense, value, scale, 2))
         else:
-            layout = frame.samples[value]
-            diagonal = layout.back(self.core[:, own].reshape(layout.first(value.tensor).shape))
+            batch_dim = frame.samples[value]
+            diagonal = batch_dim.back(self.core[:, own].reshape(batch_dim.first(value.tensor).shape))
             block.diagonal = added(block.diagonal, times(times(diagonal, scale), scale))
 
     def rows(self, frame: Frame, value: Value) -> Iterator[tuple[Tensor, Columns]]:
@@ -274,9 +274,9 @@ class Diagonal(Term):
 
     def as_columns(self, frame: Frame) -> LowRank:
         """The same with a column for every coordinate."""
-        layout = frame.samples[next(iter(self.scales))]
+        batch_dim = frame.samples[next(iter(self.scales))]
         units: Columns = {value: Unit(0, scale) for value, scale in self.scales.items()}
-        return LowRank(layout.flat(self.core), units)
+        return LowRank(batch_dim.flat(self.core), units)
 
 
 @singledispatch

@@ -46,11 +46,13 @@ def explore(problem: Problem, first: Evaluation) -> Exploration:
         if _separate(best.samples) == len(layers):
             break
     why_not = None if best is not known else next(iter(reasons), None)
-    return replace(known, samples=best.samples, places=best.places, touching=best.touching, why_not=why_not)
+    return replace(
+        known, samples=best.samples, batch_dims=best.batch_dims, touching=best.touching, why_not=why_not
+    )
 
 
 def _separate(samples: Mapping[int, Samples]) -> int:
-    return sum(places.count > 1 for places in samples.values())
+    return sum(batch_dim.count > 1 for batch_dim in samples.values())
 
 
 def _looked(
@@ -96,10 +98,10 @@ def _look(
     samples: dict[int, Samples] = {}
     touching = None
     for call, gradient, other in zip(met, gradients, found, strict=True):
-        own = again.places.get(call.order, ONE_SAMPLE)
+        own = again.batch_dims.get(call.order, ONE_SAMPLE)
         if own.count > 1 and noticed(gradient, other, own, again.which):
             own, touching = ONE_SAMPLE, touching or call.name
         samples[call.order] = own
-    places = everywhere(before, again.calls, again.which)
+    batch_dims = everywhere(before, again.calls, again.which)
     by_layer = {layer.order: samples[layer.order] for layer in first.layers}
-    return Exploration(by_layer, places, touching=touching)
+    return Exploration(by_layer, batch_dims, touching=touching)

@@ -58,15 +58,15 @@ class Gradient:
         return self.evaluation.tape
 
     @cached_property
-    def places(self) -> Mapping[Value, Samples]:
+    def batch_dims(self) -> Mapping[Value, Samples]:
         """Where the samples are in the values of the tape, of those that have to do with them."""
-        if len(self.found.places) != len(self.calls):
+        if len(self.found.batch_dims) != len(self.calls):
             return {}
         return {
-            value: place
-            for call, places in zip(self.calls, self.found.places, strict=True)
-            for value, place in zip(call.outputs, places, strict=True)
-            if place is not None
+            value: batch_dim
+            for call, batch_dims in zip(self.calls, self.found.batch_dims, strict=True)
+            for value, batch_dim in zip(call.outputs, batch_dims, strict=True)
+            if batch_dim is not None
         }
 
     @property

@@ -27,7 +27,7 @@ class Exploration:
 
     Attributes:
         samples: where the samples are in every layer's input and output, by the call's order on the tape.
-        places: where they are in the results of every call, in order; None for results that have nothing
+        batch_dims: where they are in the results of every call, in order; None for results that have nothing
             to do with them. Empty where samples were not found.
         touching: name of a call from which on samples touch; None where they do nowhere.
         gradient: by each leaf, without a graph; None where it was not taken.
@@ -38,7 +38,7 @@ class Exploration:
     """
 
     samples: Mapping[int, Samples] = field(default_factory=dict)
-    places: Sequence[Sequence[Samples | None]] = ()
+    batch_dims: Sequence[Sequence[Samples | None]] = ()
     touching: str | None = None
     gradient: Sequence[Tensor | None] | None = None
     seconds: float = 0.0
@@ -53,7 +53,7 @@ class Perturbing(Recorder):
     """Records an evaluation in which the outputs of some layers are changed for some samples.
 
     Attributes:
-        places: where the samples are in the input and output of each layer, and of calls by which they
+        batch_dims: where the samples are in the input and output of each layer, and of calls by which they
             come in, by its order.
     """
 
@@ -79,7 +79,7 @@ class Perturbing(Recorder):
         self._dim = dim
         self.count = max(data, key=Tensor.numel).shape[dim] if data else 1
         self.which = chosen(self.count)
-        self.places: dict[int, Samples] = {}
+        self.batch_dims: dict[int, Samples] = {}
 
     def seen(self, call: Call, result: Any) -> Any:
         """Change a layer's output."""
@@ -92,13 +92,13 @@ class Perturbing(Recorder):
             self._hide(f"the shape of the result of {call.name} depends on values")
         if self.hidden:
             return result
-        places, layer = ONE_SAMPLE, self._layers.get(call.order)
+        batch_dim, layer = ONE_SAMPLE, self._layers.get(call.order)
         if layer is not None:
-            places = self.places[call.order] = self._placed(layer, call)
+            batch_dim = self.batch_dims[call.order] = self._placed(layer, call)
         elif self._meets_data(call, result):
-            places = self.places[call.order] = Samples(self.count, self._dim)
-        if places.count > 1:
-            result = perturbed(result, places, self.which, self._noise)
+            batch_dim = self.batch_dims[call.order] = Samples(self.count, self._dim)
+        if batch_dim.count > 1:
+            result = perturbed(result, batch_dim, self.which, self._noise)
             call.outputs[0] = self.note(result, call)
         return result
 
@@ -110,15 +110,15 @@ class Perturbing(Recorder):
         )
 
     def _placed(self, layer: LayerCall, call: Call) -> Samples:
-        places: Samples | None = None
+        batch_dim: Samples | None = None
         now = layer_call(call)
         if layer.moves and now is not None and now.input.shape == layer.input.shape:
-            places = found(layer.input, now.input, self.which)
-        if places is None and call.order in self._entering:
-            places = Samples(self.count, self._dim)
+            batch_dim = found(layer.input, now.input, self.which)
+        if batch_dim is None and call.order in self._entering:
+            batch_dim = Samples(self.count, self._dim)
             fits = self._dim < layer.input.dim() and layer.input.shape[self._dim] == self.count
-            places = places if fits else None
-        return places if places is not None and places.dim < _lead(layer) else ONE_SAMPLE
+            batch_dim = batch_dim if fits else None
+        return batch_dim if batch_dim is not None and batch_dim.dim < _lead(layer) else ONE_SAMPLE
 
 
 def data_of(call: Call) -> list[Tensor]:
@@ -182,15 +182,15 @@ def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
         return None
     alone = _left_alone(which, before)
     possible = list(_possible(before.shape, len(which)))
-    for places in possible:  # what was left alone is mostly the same to the bit
-        if torch.equal(places.some(before, alone), places.some(after, alone)):
-            return places
+    for batch_dim in possible:  # what was left alone is mostly the same to the bit
+        if torch.equal(batch_dim.some(before, alone), batch_dim.some(after, alone)):
+            return batch_dim
     changed = differs(before, after)
     if not bool(changed.any()):
         return None
-    for places in possible:
-        if not bool(places.some(changed, alone).any()):
-            return places
+    for batch_dim in possible:
+        if not bool(batch_dim.some(changed, alone).any()):
+            return batch_dim
     return ONE_SAMPLE
 
 

@@ -38,29 +38,29 @@ class Chunk:
         samples: where they are in the narrowed values.
     """
 
-    def __init__(self, numbers: range, places: Mapping[Value, Samples]) -> None:
-        """`places`: where all samples are in the values."""
+    def __init__(self, numbers: range, batch_dims: Mapping[Value, Samples]) -> None:
+        """`batch_dims`: where all samples are in the values."""
         self.numbers = numbers
         self.samples: dict[Value, Samples] = {}
-        self._places = places
+        self._batch_dims = batch_dims
         self._values: dict[Value, Value] = {}
 
     def value(self, value: Value) -> Value:
         """A value; one without samples is kept."""
         if value not in self._values:
-            place, found = self._places.get(value), value
-            if place is not None and place.count > 1:
+            batch_dim, found = self._batch_dims.get(value), value
+            if batch_dim is not None and batch_dim.count > 1:
                 tensor = self.narrow(value, value.tensor.detach()).contiguous().requires_grad_()
                 found = replace(value, tensor=tensor, version=-1 if value.changed else tensor._version)
-                place = place.narrowed(self.numbers)
-            if place is not None:
-                self.samples[found] = place
+                batch_dim = batch_dim.narrowed(self.numbers)
+            if batch_dim is not None:
+                self.samples[found] = batch_dim
             self._values[value] = found
         return self._values[value]
 
     def narrow(self, value: Value, tensor: Tensor, lead: int = 0) -> Tensor:
         """A tensor that lies like a value with samples, after `lead` other dimensions."""
-        return self._places[value].narrow(tensor, self.numbers, lead)
+        return self._batch_dims[value].narrow(tensor, self.numbers, lead)
 
     def call(self, call: Call, guesses: Mapping[int, Guess]) -> Call:
         """A call, with guesses about the arguments at some positions."""
@@ -114,7 +114,7 @@ def _(term: LowRank, chunk: Chunk) -> Term:
     return LowRank(term.core[chunk.numbers.start : chunk.numbers.stop], chunk.columns(term.columns))
 
 
-def guessed(call: Call, places: Mapping[Value, Samples], chunks: Sequence[range]) -> dict[int, Guess]:
+def guessed(call: Call, batch_dims: Mapping[Value, Samples], chunks: Sequence[range]) -> dict[int, Guess]:
     """How to narrow those arguments of a call that are no values with samples.
 
     Raises:
@@ -122,16 +122,16 @@ def guessed(call: Call, places: Mapping[Value, Samples], chunks: Sequence[range]
     """
     if any(v.changed and call.arguments[i] is v.tensor for i, v in call.inputs.items()):
         raise NoStructure(f"an input of {call.name} has been overwritten since")
-    known = [places.get(value, ONE_SAMPLE) for value in (*call.outputs, *call.inputs.values())]
-    likely = list(dict.fromkeys(place for place in known if place.count > 1))
+    known = [batch_dims.get(value, ONE_SAMPLE) for value in (*call.outputs, *call.inputs.values())]
+    likely = list(dict.fromkeys(batch_dim for batch_dim in known if batch_dim.count > 1))
     options = {
         i: list(_guesses(argument, likely))
         for i, argument in enumerate(call.arguments)
-        if i not in call.inputs or places.get(call.inputs[i], ONE_SAMPLE).count == 1
+        if i not in call.inputs or batch_dims.get(call.inputs[i], ONE_SAMPLE).count == 1
     }
     choices = {i: guesses for i, guesses in options.items() if len(guesses) > 1}
     with torch.enable_grad():
-        other, others = _with_other_contents(call, places)
+        other, others = _with_other_contents(call, batch_dims)
         for some in islice(product(*choices.values()), _TRIED):
             found = dict(zip(choices, some, strict=True))
             if all(_holds(other, others, found, numbers) for numbers in chunks):
@@ -148,7 +148,7 @@ def _guesses(argument: Any, likely: Sequence[Samples]) -> Iterator[Guess]:
         if any(_counts(bound, count) for bound in bounds):
             yield partial(_scaled, count)
         return
-    fitting = [place for place in likely if _fits(argument, place)]
+    fitting = [batch_dim for batch_dim in likely if _fits(argument, batch_dim)]
     others = [
         Samples(count, dim, outer, size // count // outer)
         for dim, size in enumerate(argument.shape)
@@ -156,10 +156,12 @@ def _guesses(argument: Any, likely: Sequence[Samples]) -> Iterator[Guess]:
         for outer in dict.fromkeys((1, size // count))
     ]
     first = 0 if argument.requires_grad else len(fitting)  # a parameter mostly is the same for all samples
-    narrowed: list[Guess] = [partial(_narrowed, place) for place in dict.fromkeys([*fitting, *others])]
+    narrowed: list[Guess] = [
+        partial(_narrowed, batch_dim) for batch_dim in dict.fromkeys([*fitting, *others])
+    ]
     yield from [*narrowed[:first], _keep, *narrowed[first:]]
     if not argument.is_floating_point():
-        yield from (partial(_numbered, place) for place in others if place.outer == 1)
+        yield from (partial(_numbered, batch_dim) for batch_dim in others if batch_dim.outer == 1)
 
 
 def _keep(argument: Any, numbers: range) -> Any:
@@ -167,15 +169,15 @@ def _keep(argument: Any, numbers: range) -> Any:
     return argument
 
 
-def _narrowed(place: Samples, argument: Tensor, numbers: range) -> Tensor:
+def _narrowed(batch_dim: Samples, argument: Tensor, numbers: range) -> Tensor:
     """It has samples."""
-    found = place.narrow(argument.detach(), numbers).contiguous()
+    found = batch_dim.narrow(argument.detach(), numbers).contiguous()
     return found.requires_grad_(argument.requires_grad)
 
 
-def _numbered(place: Samples, argument: Tensor, numbers: range) -> Tensor:
+def _numbered(batch_dim: Samples, argument: Tensor, numbers: range) -> Tensor:
     """It numbers the samples, as `arange(len(x))` does."""
-    return place.narrow(argument, numbers) - numbers.start * place.inner
+    return batch_dim.narrow(argument, numbers) - numbers.start * batch_dim.inner
 
 
 def _scaled(count: int, argument: Any, numbers: range) -> Any:
@@ -191,12 +193,14 @@ def _counts(size: Any, count: int) -> bool:
     return isinstance(size, int) and not isinstance(size, bool) and size > 0 and size % count == 0
 
 
-def _fits(tensor: Tensor, place: Samples) -> bool:
-    size = place.outer * place.count * place.inner
-    return place.dim < tensor.dim() and tensor.shape[place.dim] == size
+def _fits(tensor: Tensor, batch_dim: Samples) -> bool:
+    size = batch_dim.outer * batch_dim.count * batch_dim.inner
+    return batch_dim.dim < tensor.dim() and tensor.shape[batch_dim.dim] == size
 
 
-def _with_other_contents(call: Call, places: Mapping[Value, Samples]) -> tuple[Call, dict[Value, Samples]]:
+def _with_other_contents(
+    call: Call, batch_dims: Mapping[Value, Samples]
+) -> tuple[Call, dict[Value, Samples]]:
     """The call with its live inputs changed at random, and where the samples are in its values.
 
     What agrees there does not agree by chance: a factor of zeros tells nothing of the other factor.
@@ -220,7 +224,7 @@ def _with_other_contents(call: Call, places: Mapping[Value, Samples]) -> tuple[C
     for value, result in zip(call.outputs, results, strict=True):
         values[value] = replace(value, tensor=result, version=result._version)
     other = replace(call, arguments=arguments, inputs=inputs, outputs=[values[v] for v in call.outputs])
-    return other, {made: places[value] for value, made in values.items() if value in places}
+    return other, {made: batch_dims[value] for value, made in values.items() if value in batch_dims}
 
 
 def _with_own_first(arguments: Sequence[Any]) -> list[Any]:
@@ -229,10 +233,12 @@ def _with_own_first(arguments: Sequence[Any]) -> list[Any]:
     return [first.clone() if isinstance(first, Tensor) else first, *arguments[1:]]
 
 
-def _holds(call: Call, places: Mapping[Value, Samples], guesses: Mapping[int, Guess], numbers: range) -> bool:
+def _holds(
+    call: Call, batch_dims: Mapping[Value, Samples], guesses: Mapping[int, Guess], numbers: range
+) -> bool:
     """Does the narrowed call give the narrowed results?"""
     try:
-        narrowed = Chunk(numbers, places).call(call, guesses)
+        narrowed = Chunk(numbers, batch_dims).call(call, guesses)
         results = results_of(narrowed, _with_own_first(narrowed.arguments))
     except (RuntimeError, IndexError, TypeError, ValueError):
         return False

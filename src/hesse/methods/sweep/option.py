@@ -25,7 +25,7 @@ def offer(ask: Ask) -> Offer:
         return Refused("gives diagonals and blocks, not the full Hessian")
     if gradient.found.touching:
         return Refused(f"samples touch after {gradient.found.touching}")
-    if gradient.tape is None or not gradient.places:
+    if gradient.tape is None or not gradient.batch_dims:
         return Refused(gradient.found.why_not or "no samples were found that do not touch")
     sweep = _best(ask)
     route = sweep.route
@@ -66,7 +66,7 @@ def offer(ask: Ask) -> Offer:
 def _run(ask: Ask, leaves: frozenset[int], progress: Progress, check: bool) -> Found:
     tape, gradient = ask.gradient.tape, ask.gradient
     assert tape is not None
-    route = route_of(tape, gradient.value, gradient.places, leaves)
+    route = route_of(tape, gradient.value, gradient.batch_dims, leaves)
     whole = ask.question == "blocks"
     taken = costs.cost(route, ask.meter.room, whole)
     if taken.chunks > 1:
@@ -121,7 +121,7 @@ def _keeping(ask: Ask, live: Set[int]) -> _Sweep:
     """The sweep that may keep these leaves alive."""
     gradient, meter = ask.gradient, ask.meter
     assert gradient.tape is not None
-    route = route_of(gradient.tape, gradient.value, gradient.places, live)
+    route = route_of(gradient.tape, gradient.value, gradient.batch_dims, live)
     taken = costs.cost(route, meter.room, blocks=ask.question == "blocks")
     width = gradient.value.element_size()
     kept = {
@@ -144,7 +144,7 @@ def _products(meter: Meter, leaves: Sequence[int]) -> float:
 
 def _matrix(entry: Entry, meter: Meter, chunks: int) -> Cost:
     """What it takes to make a block of what was read on the route, with its parameters joined."""
-    count, width = entry.place.count, entry.like.element_size()
+    count, width = entry.batch_dim.count, entry.like.element_size()
     again = 8 * entry.like.numel() * entry.size * (entry.positions > 1)
     moved = width * (6 * chunks * entry.size**2 + again)
     calls = chunks * 8 * entry.like.numel() // count // entry.positions

@@ -141,16 +141,16 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
     calls = leading_to(loss, tape.calls)
     if any(v.tensor.dtype != value.dtype for call in calls for v in (*call.inputs.values(), *call.outputs)):
         raise NoStructure("values are of different dtypes")
-    places = _placed(calls, samples)
-    leaves, lost = entering(calls, places)
-    apart = set() if lost else penal(calls, places)
+    batch_dims = _placed(calls, samples)
+    leaves, lost = entering(calls, batch_dims)
+    apart = set() if lost else penal(calls, batch_dims)
     uses = Counter(value for call in calls if call not in apart for value in call.inputs.values())
-    alive = Uses(calls, places, live)
+    alive = Uses(calls, batch_dims, live)
     depends: dict[Value, Set[int]] = {}
     steps = []
     for call in calls:
         inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in depends]
-        step = Step(site_of(call, inputs, places))
+        step = Step(site_of(call, inputs, batch_dims))
         step.entries = list(entries(step.site, uses))
         own = {leaf for entry in step.entries for leaf in entry.leaves}
         step.uses = [use for use in alive.of(step.site) if own.isdisjoint(use.leaves)]
@@ -166,7 +166,7 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
     _penalise(steps, leaves)
     steps.reverse()
     together = any(step.uses for step in steps)  # a leaf that is alive has no samples to be apart
-    return Route(loss, *((steps, []) if together else _split(steps, places)), places, depends)
+    return Route(loss, *((steps, []) if together else _split(steps, batch_dims)), batch_dims, depends)
 
 
 def _penalise(steps: Sequence[Step], entering: Mapping[Call, Sequence[Value]]) -> None:
@@ -179,12 +179,12 @@ def _penalise(steps: Sequence[Step], entering: Mapping[Call, Sequence[Value]]) -
         step.uses = [use for use in step.uses if read.isdisjoint(use.leaves)]
 
 
-def _split(steps: list[Step], places: Mapping[Value, Samples]) -> tuple[list[Step], list[Step]]:
+def _split(steps: list[Step], batch_dims: Mapping[Value, Samples]) -> tuple[list[Step], list[Step]]:
     """Head and tail of a route; where samples that were joined are used again, there is no tail."""
-    count = most(places)
+    count = most(batch_dims)
 
     def apart(values: Iterable[Value]) -> bool:
-        return all(places[value].count == count for value in values)
+        return all(batch_dims[value].count == count for value in values)
 
     head = [step for step in steps if not apart(step.site.outputs)]
     tail = [step for step in steps if apart(step.site.outputs)]
@@ -197,16 +197,18 @@ def _placed(calls: Sequence[Call], samples: Mapping[Value, Samples | None]) -> d
     A value that did not change when samples upstream did (a ReLU may be dead for just these) has them
     where an argument of its shape has.
     """
-    places: dict[Value, Samples] = {}
+    batch_dims: dict[Value, Samples] = {}
     for call in calls:
-        inputs = {value.tensor.shape: places[value] for value in call.inputs.values() if value in places}
+        inputs = {
+            value.tensor.shape: batch_dims[value] for value in call.inputs.values() if value in batch_dims
+        }
         for value in call.outputs:
-            place = samples.get(value)
-            if place is None and inputs:
+            batch_dim = samples.get(value)
+            if batch_dim is None and inputs:
                 few = any(value.tensor.numel() % other.count for other in inputs.values())
-                place = Samples() if few else inputs.get(value.tensor.shape)
-                if place is None:
+                batch_dim = Samples() if few else inputs.get(value.tensor.shape)
+                if batch_dim is None:
                     raise NoStructure(f"where the samples are in the result of {call.name} cannot be told")
-            if place is not None:
-                places[value] = place
-    return places
+            if batch_dim is not None:
+                batch_dims[value] = batch_dim
+    return batch_dims

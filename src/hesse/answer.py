@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -28,6 +28,21 @@ from hesse.runtime.progress import Progress, ProgressOption
 from hesse.runtime.random_state import random_state_kept
 from hesse.selection import Part
 from hesse.work import Work
+
+
+class Asked(TypedDict, total=False):
+    """The keyword-only options that all questions share, as a caller gives them; but for `full_output`."""
+
+    method: str | Plan
+    check: bool | str
+    memory: int | str | None
+    progress: ProgressOption
+
+
+class AskedFlat(Asked, total=False):
+    """The same where answers may be flat."""
+
+    flat: bool
 
 
 @dataclass(frozen=True)

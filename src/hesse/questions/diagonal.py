@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from hesse.answer import Options, answer
+from hesse.answer import AskedFlat, Options, Result, answer
 from hesse.planning.plan import Plan
 from hesse.problem import from_function, from_model
 from hesse.runtime.progress import ProgressOption
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@overload
+def hessian_diagonal(
+    func: Callable[..., Tensor],
+    params: Any,
+    v: Any = ...,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    *,
+    full_output: Literal[True],
+    **options: Unpack[AskedFlat],
+) -> Result: ...
+
+
+@overload
+def hessian_diagonal(
+    func: Callable[..., Tensor],
+    params: Any,
+    v: Any = ...,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    *,
+    full_output: Literal[False] = ...,
+    **options: Unpack[AskedFlat],
+) -> Any: ...
 
 
 def hessian_diagonal(
@@ -81,6 +110,34 @@ def hessian_diagonal(
         return problem.flat(diagonals) if flat else problem.pack(diagonals)
 
     return answer("diagonal", problem, options, pack, create_graph, strict)
+
+
+@overload
+def model_hessian_diagonal(
+    model: torch.nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    inputs: Any,
+    targets: Any,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    *,
+    full_output: Literal[True],
+    **options: Unpack[AskedFlat],
+) -> Result: ...
+
+
+@overload
+def model_hessian_diagonal(
+    model: torch.nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    inputs: Any,
+    targets: Any,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    *,
+    full_output: Literal[False] = ...,
+    **options: Unpack[AskedFlat],
+) -> Any: ...
 
 
 def model_hessian_diagonal(

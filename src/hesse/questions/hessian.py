@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from hesse.answer import Options, answer
+from hesse.answer import Asked, AskedFlat, Options, Result, answer
 from hesse.errors import ArgumentError
 from hesse.planning.plan import Plan
 from hesse.problem import Problem, from_function
 from hesse.runtime.progress import ProgressOption
 from hesse.selection import Part, part_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@overload
+def hessian(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    vectorize: bool | None = ...,
+    outer_jacobian_strategy: str | None = ...,
+    *,
+    rows: Any = ...,
+    columns: Any = ...,
+    square: bool = ...,
+    full_output: Literal[True],
+    **options: Unpack[AskedFlat],
+) -> Result: ...
+
+
+@overload
+def hessian(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    vectorize: bool | None = ...,
+    outer_jacobian_strategy: str | None = ...,
+    *,
+    rows: Any = ...,
+    columns: Any = ...,
+    square: bool = ...,
+    full_output: Literal[False] = ...,
+    **options: Unpack[AskedFlat],
+) -> Any: ...
 
 
 def hessian(
@@ -152,6 +189,30 @@ def _joined(blocks: list[list[Tensor]], problem: Problem, part: Part | None) -> 
     if part is not None and part.columns.order is not None:
         matrix = matrix[:, part.columns.order]
     return matrix
+
+
+@overload
+def hessian_blocks(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    *,
+    full_output: Literal[True],
+    **options: Unpack[Asked],
+) -> Result: ...
+
+
+@overload
+def hessian_blocks(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    *,
+    full_output: Literal[False] = ...,
+    **options: Unpack[Asked],
+) -> Any: ...
 
 
 def hessian_blocks(

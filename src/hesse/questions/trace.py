@@ -4,15 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from hesse.answer import Options, answer
+from hesse.answer import Asked, Options, Result, answer
 from hesse.planning.plan import Plan
 from hesse.problem import from_function
 from hesse.runtime.progress import ProgressOption
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@overload
+def hessian_trace(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    *,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    full_output: Literal[True],
+    **options: Unpack[Asked],
+) -> Result: ...
+
+
+@overload
+def hessian_trace(
+    func: Callable[..., Tensor],
+    inputs: Any,
+    *,
+    create_graph: bool = ...,
+    strict: bool = ...,
+    full_output: Literal[False] = ...,
+    **options: Unpack[Asked],
+) -> Tensor: ...
 
 
 def hessian_trace(

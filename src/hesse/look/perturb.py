@@ -70,11 +70,7 @@ class Perturbing(Recorder):
         self._before, self._noise = calls, noise
         self._layers = {layer.order: layer for layer in layers}
         entering = [layer for layer in layers if not layer.moves]
-        # Data come in by layers, or by what parameters are added to; else the first layer has them.
-        data = [layer.input for layer in entering if dim < _lead(layer)]
-        if not data:
-            met = next(filter(None, map(data_of, calls)), [layer.input for layer in layers[:1]])
-            data = [tensor for tensor in met if dim < tensor.dim() - 1]
+        data = _entering_data(entering, layers, calls, dim)
         self._entering = {layer.order for layer in entering or layers[:1]}
         self._dim = dim
         self.count = max(data, key=Tensor.numel).shape[dim] if data else 1
@@ -119,6 +115,20 @@ class Perturbing(Recorder):
             fits = self._dim < layer.input.dim() and layer.input.shape[self._dim] == self.count
             batch_dim = batch_dim if fits else None
         return batch_dim if batch_dim is not None and batch_dim.dim < _lead(layer) else ONE_SAMPLE
+
+
+def _entering_data(
+    entering: Sequence[LayerCall], layers: Sequence[LayerCall], calls: Sequence[Call], dim: int
+) -> list[Tensor]:
+    """The data, with samples in dimension `dim`.
+
+    They come in by layers, or by what parameters are added to; else the first layer has them.
+    """
+    data = [layer.input for layer in entering if dim < _lead(layer)]
+    if data:
+        return data
+    met = next(filter(None, map(data_of, calls)), [layer.input for layer in layers[:1]])
+    return [tensor for tensor in met if dim < tensor.dim() - 1]
 
 
 def data_of(call: Call) -> list[Tensor]:

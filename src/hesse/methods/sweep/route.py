@@ -143,30 +143,37 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
         raise NoStructure("values are of different dtypes")
     batch_dims = _placed(calls, samples)
     leaves, lost = entering(calls, batch_dims)
-    apart = set() if lost else penal(calls, batch_dims)
-    uses = Counter(value for call in calls if call not in apart for value in call.inputs.values())
-    alive = Uses(calls, batch_dims, live)
-    depends: dict[Value, Set[int]] = {}
-    steps = []
-    for call in calls:
-        inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in depends]
-        step = Step(site_of(call, inputs, batch_dims))
-        step.entries = list(entries(step.site, uses))
-        own = {leaf for entry in step.entries for leaf in entry.leaves}
-        step.uses = [use for use in alive.of(step.site) if own.isdisjoint(use.leaves)]
-        penalised = any(value.source in apart for value in call.inputs.values()) and call not in apart
-        if inputs or step.entries or step.uses or penalised:
-            on = {leaf for use in step.uses for leaf in use.leaves}.union(
-                *(depends[value] for value in inputs)
-            )
-            depends.update(dict.fromkeys(call.outputs, on))
-            steps.append(step)
+    penalties = set() if lost else penal(calls, batch_dims)
+    steps, depends = _taken_out(calls, penalties, batch_dims, live)
     if not any(step.entries or step.uses for step in steps):
         raise NoStructure("no parameter enters linearly, and only once, where samples are apart")
     _penalise(steps, leaves)
     steps.reverse()
     together = any(step.uses for step in steps)  # a leaf that is alive has no samples to be apart
     return Route(loss, *((steps, []) if together else _split(steps, batch_dims)), batch_dims, depends)
+
+
+def _taken_out(
+    calls: Sequence[Call], penalties: Set[Call], batch_dims: Mapping[Value, Samples], live: Set[int]
+) -> tuple[list[Step], dict[Value, Set[int]]]:
+    """The calls that curvature is carried through, in their order, and the live leaves behind each value."""
+    counted = Counter(value for call in calls if call not in penalties for value in call.inputs.values())
+    alive = Uses(calls, batch_dims, live)
+    depends: dict[Value, Set[int]] = {}
+    steps = []
+    for call in calls:
+        inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in depends]
+        step = Step(site_of(call, inputs, batch_dims))
+        step.entries = list(entries(step.site, counted))
+        own = {leaf for entry in step.entries for leaf in entry.leaves}
+        step.uses = [use for use in alive.of(step.site) if own.isdisjoint(use.leaves)]
+        penalised = call not in penalties and any(v.source in penalties for v in call.inputs.values())
+        if inputs or step.entries or step.uses or penalised:
+            behind = {leaf for use in step.uses for leaf in use.leaves}
+            behind = behind.union(*(depends[value] for value in inputs))
+            depends.update(dict.fromkeys(call.outputs, behind))
+            steps.append(step)
+    return steps, depends
 
 
 def _penalise(steps: Sequence[Step], entering: Mapping[Call, Sequence[Value]]) -> None:

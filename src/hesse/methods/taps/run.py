@@ -144,11 +144,12 @@ def run(answer: LayerAnswer, layers: Sequence[Layer], meter: Meter, progress: Pr
         products = partial(_tapped, gradient, batch.taps, rows)
         for numbers, found in stacks(products, batch.seeds, batch.columns, room, progress, meter.product):
             M = {row: stack for tap, stack in zip(rows, found, strict=True) for row in tap}
-            for tap, own, place in batch.members(numbers):
+            for tap, own, part in batch.members(numbers):
                 for columns in tap:
                     pairs = [row for row in layers if _pair(answer.wants, row, columns)]
-                    J = [_columns_of(jacobians[row].get(columns), row, own) for row in pairs]
-                    answer.add(pairs, columns, own, [row.layout(M[row][place]) for row in pairs], J)
+                    stacked = [row.layout(M[row][part]) for row in pairs]
+                    moves = [_columns_of(jacobians[row].get(columns), row, own) for row in pairs]
+                    answer.add(pairs, columns, own, stacked, moves)
 
 
 def run_part(part: LayerPart, layers: Sequence[Layer], meter: Meter, progress: Progress) -> None:

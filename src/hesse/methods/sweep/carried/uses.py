@@ -196,15 +196,26 @@ def _tied_layers(
             for call in calls
             if (layer := _layer(call, samples)) is not None and layer.weight == weight.leaf
         }
-        forms = {(layer.layout, samples[layer.output].count) for layer in layers.values()}
-        if not 1 < len(layers) == len(calls) or len(forms) > 1:
-            continue
-        # On the average half of the uses come later, and each has a column for every output and input.
-        if sum(_columns(layer, samples) for layer in layers.values()) // 2 < weight.tensor.numel():
-            (bias, *others) = {layer.bias for layer in layers.values()}
-            joined = not others and any(v.leaf == bias and those == calls for v, those in uses.items())
-            found |= layers if joined else {call: replace(layer, bias=None) for call, layer in layers.items()}
+        if len(layers) == len(calls) and _is_tied(list(layers.values()), weight, samples):
+            found |= _with_bias(layers, calls, uses)
     return found
+
+
+def _is_tied(layers: Sequence[LayerCall], weight: Value, samples: Mapping[Value, Samples]) -> bool:
+    """Are these uses of a weight of one form, and have they fewer outputs and inputs than it coordinates?"""
+    forms = {(layer.layout, samples[layer.output].count) for layer in layers}
+    # On the average half of the uses come later, and each has a column for every output and input.
+    columns = sum(_columns(layer, samples) for layer in layers) // 2
+    return len(layers) > 1 and len(forms) == 1 and columns < weight.tensor.numel()
+
+
+def _with_bias(
+    layers: Mapping[Call, LayerCall], calls: Sequence[Call], uses: Mapping[Value, Sequence[Call]]
+) -> dict[Call, LayerCall]:
+    """The layers, with their bias if that goes wherever the weight goes."""
+    (bias, *others) = {layer.bias for layer in layers.values()}
+    joined = not others and any(v.leaf == bias and those == calls for v, those in uses.items())
+    return dict(layers) if joined else {call: replace(layer, bias=None) for call, layer in layers.items()}
 
 
 def _layer(call: Call, samples: Mapping[Value, Samples]) -> LayerCall | None:

@@ -21,7 +21,7 @@ class Convolution(Product):
 
     thin = True
 
-    def __init__(self, site: Site, weight: Tensor, layout: layouts.Convolution) -> None:
+    def __init__(self, site: Site, weight: Tensor, layout: layouts.ConvolutionLayout) -> None:
         super().__init__(site)
         self._weight, self._layout = weight, layout
 

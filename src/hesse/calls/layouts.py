@@ -41,7 +41,7 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearLayout:
     """`z = a Wᵀ`, or `z = a W` where the weight is stored transposed; `shape` is the weight's."""
 
     shape: torch.Size
@@ -64,7 +64,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Convolution:
+class ConvolutionLayout:
     """A convolution of any number of dimensions; transposed ones are one of the spread-out input."""
 
     shape: torch.Size
@@ -113,7 +113,7 @@ class Convolution:
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class EmbeddingLayout:
     """Rows of a table: a linear layer of one-hot inputs over the `used` rows."""
 
     shape: torch.Size
@@ -182,7 +182,7 @@ def _linear(weight: Any, bias: Any, input: Any, rows_are_inputs: bool) -> Read:
         return None
     _, flipped = leaf_of(weight)
     shape = weight.tensor.shape[::-1] if flipped else weight.tensor.shape
-    return weight, bias, input, Linear(torch.Size(shape), rows_are_inputs != flipped)
+    return weight, bias, input, LinearLayout(torch.Size(shape), rows_are_inputs != flipped)
 
 
 def read_bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Read:
@@ -192,7 +192,7 @@ def read_bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Re
     one, two = (i.tensor if isinstance(i, Value) else i for i in (input1, input2))
     with torch.enable_grad():
         product = (one.unsqueeze(-1) * two.unsqueeze(-2)).flatten(-2)
-    return weight, bias, product, Linear(weight.tensor.shape)
+    return weight, bias, product, LinearLayout(weight.tensor.shape)
 
 
 def read_embedding(
@@ -210,7 +210,7 @@ def read_embedding(
     shape = weight.tensor.shape
     if padding_idx is not None:
         padding_idx %= shape[0]
-    return weight, None, input, Embedding(shape, input.unique(), padding_idx, weight.tensor.dtype)
+    return weight, None, input, EmbeddingLayout(shape, input.unique(), padding_idx, weight.tensor.dtype)
 
 
 def read_convolution(places: int) -> Callable[..., Read]:
@@ -233,7 +233,7 @@ def read_convolution(places: int) -> Callable[..., Read]:
             sides = tuple((span // 2, span - span // 2) for span in spans)
         else:
             sides = tuple((p, p) for p in _each(padding, places))
-        return weight, bias, input, Convolution(shape, _each(stride, places), sides, gap, groups)
+        return weight, bias, input, ConvolutionLayout(shape, _each(stride, places), sides, gap, groups)
 
     return read
 
@@ -259,7 +259,7 @@ def read_transposed(places: int) -> Callable[..., Read]:
             )
         )
         ones = (1,) * places
-        return weight, bias, input, Convolution(shape, ones, sides, gap, groups, _each(stride, places))
+        return weight, bias, input, ConvolutionLayout(shape, ones, sides, gap, groups, _each(stride, places))
 
     return read
 

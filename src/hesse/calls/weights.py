@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from hesse.calls.layouts import Layout, Linear, Read, leaf_of
+from hesse.calls.layouts import Layout, LinearLayout, Read, leaf_of
 from hesse.calls.table import row_of
 from hesse.runtime.graph import nodes
 from hesse.tape.record import Call, Value
@@ -64,7 +64,7 @@ def _layer_call(call: Call) -> LayerCall | None:
     if index is None or len(dtypes) > 1 or not z.numel():  # autocast, for example
         return None
     place = bias.leaf if isinstance(bias, Value) else None
-    if isinstance(bias, Value) and isinstance(layout, Linear) and bias.tensor.shape != z.shape[-1:]:
+    if isinstance(bias, Value) and isinstance(layout, LinearLayout) and bias.tensor.shape != z.shape[-1:]:
         place = None  # what is added may have any shape that can be broadcast
     moves = isinstance(input, Value) or (tensor.requires_grad and not tensor.is_leaf)
     return LayerCall(index, place, tensor, call.outputs[0], layout, call.order, call.name, weight, moves)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -71,11 +72,7 @@ class WeightDiagonals:
     ) -> None:
         """Take in columns by a layer, M [c, N, T, G, O] and J [c, N, T, G, I]; `rows`: uses of its weight."""
         weight, per_group = columns.call.weight, columns.gamma.shape[3]
-        values = self._values[weight].flatten(0, 1)
-        a = _joined([row.a for row in rows], 1)
-        moved = [row for row, some in zip(rows, J, strict=True) if some is not None]
-        gamma = _joined([row.gamma for row in moved], 1) if moved else None
-        moves = _joined([some for some in J if some is not None], 2) if moved else None
+        values, uses = self._values[weight].flatten(0, 1), _Uses.of(rows, J)
         o, t = columns.numbered(numbers)
         for g in range(int(o[0]) // per_group, int(o[-1]) // per_group + 1):
             own = (o // per_group == g).nonzero().squeeze(1)
@@ -83,27 +80,23 @@ class WeightDiagonals:
             d = _joined([_of_output(some[own, :, :, g], width) for some in M], 2)
             d[:, :, columns.positions :] *= 2  # for the mirrored pairs, which are not visited
             if d.shape[2] == 1:
-                found = d[:, :, 0] @ a[:, 0, g].square()
+                found = d[:, :, 0] @ uses.a[:, 0, g].square()
             else:
-                curvature = torch.einsum("cnt,nti->cni", d, a[:, :, g])
-                if gamma is not None and moves is not None:
-                    slope = 2 * gamma[:, :, g][..., width]
-                    curvature += torch.einsum("ntc,cnti->cni", slope, moves[own, :, :, g])
+                curvature = uses.curvature(d, g, own, width)
                 found = torch.einsum("cni,nci->ci", curvature, columns.a[:, t[own], g])
             values.index_add_(0, o[own], found)
         if self._check:
-            self._multiply(a, columns, numbers, M, gamma, moves)
+            self._multiply(uses, columns, numbers, M)
 
     def _multiply(
         self,
-        a: Tensor,
+        uses: _Uses,
         columns: Layer,
         numbers: range,
         M: Sequence[Tensor],
-        gamma: Tensor | None,
-        moves: Tensor | None,
     ) -> None:
         """Add these columns' part of the block times the signs."""
+        a, gamma, moves = uses.a, uses.gamma, uses.moves
         by_output, by_input = self._signs[columns.call.weight]
         o, t = columns.numbered(numbers)
         g = o // by_output.shape[1]
@@ -149,6 +142,43 @@ class WeightDiagonals:
                 )
             )
         return probes
+
+
+@dataclass(frozen=True)
+class _Uses:
+    """The uses of a weight from some call on, one after the other along their positions.
+
+    Attributes:
+        a: their inputs, [N, T, G, I].
+        gamma: the gradients by their outputs, [N, T, G, O], of those whose inputs move; or None.
+        moves: how these follow some columns, [c, N, T, G, I]; or None.
+    """
+
+    a: Tensor
+    gamma: Tensor | None
+    moves: Tensor | None
+
+    @staticmethod
+    def of(layers: Sequence[Layer], J: Sequence[Tensor | None]) -> _Uses:
+        """Those of layers, with J of each."""
+        a = _joined([layer.a for layer in layers], 1)
+        moving = [layer for layer, moves in zip(layers, J, strict=True) if moves is not None]
+        if not moving:
+            return _Uses(a, None, None)
+        moves = _joined([some for some in J if some is not None], 2)
+        return _Uses(a, _joined([layer.gamma for layer in moving], 1), moves)
+
+    def curvature(self, d: Tensor, group: int, own: Tensor, width: Tensor) -> Tensor:
+        """What is to be multiplied by a column's own input: [c, N, I].
+
+        `d` is M between each of some columns of a group and the positions of its own output, [c, N, T];
+        `own`: which columns these are, `width`: the output of each.
+        """
+        found = torch.einsum("cnt,nti->cni", d, self.a[:, :, group])
+        if self.gamma is not None and self.moves is not None:
+            slope = 2 * self.gamma[:, :, group][..., width]
+            found += torch.einsum("ntc,cnti->cni", slope, self.moves[own, :, :, group])
+        return found
 
 
 class WeightBlocks:

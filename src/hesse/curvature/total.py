@@ -86,9 +86,8 @@ class Curvature:
                 self._spare = side
             return LowRank(square, starts)
         side = right(term.core[:, :, own])
-        square = contiguous(left(side[:, own]))
-        new = {w: self.frame.own(w, unit) for w, unit in starts.items()}
         core = side.new_empty(len(side), width, width)
+        new = {w: self.frame.own(w, unit) for w, unit in starts.items()}
         for w in old:
             for x in old:
                 core[:, new[w], new[x]] = term.core[:, old[w], old[x]]
@@ -96,7 +95,7 @@ class Curvature:
         for w in old:
             enter(core[:, new[w], new[u]], side[:, old[w]])
             enter(core[:, new[u], new[w]], contiguous(side[:, old[w]].transpose(1, 2)))
-        enter(core[:, new[u], new[u]], square)
+        enter(core[:, new[u], new[u]], contiguous(left(side[:, own])))
         return LowRank(core, starts)
 
     def absorb(self, term: Diagonal) -> bool:

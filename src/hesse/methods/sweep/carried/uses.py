@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hesse.calls.facts import Site
-from hesse.calls.layouts import Linear
+from hesse.calls.layouts import LinearLayout
 from hesse.calls.weights import LayerCall, layer_call
 from hesse.tape.record import Call, Value
 from hesse.tape.replay import rerun
@@ -223,7 +223,7 @@ def _layer(call: Call, samples: Mapping[Value, Samples]) -> LayerCall | None:
     layer = layer_call(call)
     if (
         layer is None
-        or not isinstance(layer.layout, Linear)
+        or not isinstance(layer.layout, LinearLayout)
         or samples[layer.output].dim >= layer.output.tensor.dim() - layer.layout.own[1]
     ):
         return None

@@ -1,9 +1,11 @@
 """The budget: what it refuses, and what it keeps to."""
 
+import gc
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 import growth
 import hesse
 from hesse import errors
+from hesse.calls import facts
 from hesse.look.gradient import Gradient
 from hesse.runtime import memory
 from hesse.runtime.chunks import ChunkSize
@@ -265,3 +268,27 @@ def test_where_there_is_plenty_of_room_nobody_looks():
 def test_free_memory_is_plausible():
     free = memory.free(torch.device("cpu"))
     assert 0 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_what_a_walk_computed_is_let_go_of_at_once(monkeypatch):
+    """Nothing of a call refers to itself: memory does not wait for the garbage collector."""
+    met = []
+
+    class Watched(facts.Point):
+        def __init__(self, *args):
+            super().__init__(*args)
+            met.append(weakref.ref(self))
+
+    monkeypatch.setattr("hesse.calls.table.Point", Watched)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    data, targets = torch.randn(6, 4), torch.randint(0, 3, (6,))
+    loss = lambda: torch.nn.functional.cross_entropy(model(data), targets)
+    gc.collect()
+    gc.disable()
+    try:
+        hesse.hessian_diagonal(loss, list(model.parameters()), method="sweep")
+        alive = [reference for reference in met if reference() is not None]
+    finally:
+        gc.enable()
+    assert met
+    assert not alive

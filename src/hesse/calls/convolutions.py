@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn import grad as gradients
 
 from hesse.calls import layouts
-from hesse.calls.facts import Map, Site
+from hesse.calls.facts import Map, Point
 from hesse.calls.products import Product
 from hesse.structure import NoStructure
 from hesse.tape.record import Value
@@ -21,18 +21,18 @@ class Convolution(Product):
 
     thin = True
 
-    def __init__(self, site: Site, weight: Tensor, layout: layouts.ConvolutionLayout) -> None:
-        super().__init__(site)
+    def __init__(self, point: Point, weight: Tensor, layout: layouts.ConvolutionLayout) -> None:
+        super().__init__(point)
         self._weight, self._layout = weight, layout
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Of a batch, where torch has the transposed map."""
-        call = site.call
-        live = [position for position, value in call.inputs.items() if value in site.inputs]
-        if live != [0] or site.read is None or call.arguments[0].dim() != call.arguments[1].dim():
+        call = point.call
+        live = [position for position, value in call.inputs.items() if value in point.inputs]
+        if live != [0] or point.read is None or call.arguments[0].dim() != call.arguments[1].dim():
             return None
-        weight, _, _, layout = site.read
+        weight, _, _, layout = point.read
         even = all(before == after for before, after in layout.padding)
         if layout.spread is None and not even:
             return None
@@ -40,25 +40,25 @@ class Convolution(Product):
             if weight.changed:
                 raise NoStructure("the weight of a convolution has been overwritten since")
             weight = weight.tensor.detach()
-        return cls(site, weight, layout)
+        return cls(point, weight, layout)
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Columns that are the same for all samples only once."""
-        (stack,), (value,) = columns, self.site.inputs
+        (stack,), (value,) = columns, self.point.inputs
         assert stack is not None
         once = stack[:, :1] if stack.stride(1) == 0 else stack
         return {value: self._pulled_images(once).expand(*stack.shape[:2], *value.tensor.shape[1:])}
 
     def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """As they lie, where every image is a sample."""
-        (output,) = self.site.outputs
+        (output,) = self.point.outputs
         if len(rows) < len(output.tensor):
             return super().pull_right(rows)
         return self._pulled_images(contiguous(rows).unflatten(2, output.tensor.shape[1:])).flatten(2)
 
     def _pulled_images(self, images: Tensor) -> Tensor:
         """Images [*, *, channels, *places]."""
-        (value,) = self.site.inputs
+        (value,) = self.point.inputs
         pulled = self._transposed(images.flatten(0, 1), value.tensor.shape[1:])
         restored: Tensor = pulled.unflatten(0, images.shape[:2])
         return restored

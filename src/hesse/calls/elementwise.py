@@ -13,8 +13,8 @@ from hesse.calls.facts import (
     Bend,
     Forecast,
     Map,
+    Point,
     Scales,
-    Site,
     fitted,
     grad,
     onto,
@@ -31,19 +31,19 @@ class Separable(Map):
     """A sum of elements, each of which depends on one element of every input."""
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Unless arguments are broadcast, so that elements meet several others."""
-        shapes = {value.tensor.shape for value in site.call.inputs.values()}
-        return cls(site) if len(shapes) == 1 else None
+        shapes = {value.tensor.shape for value in point.call.inputs.values()}
+        return cls(point) if len(shapes) == 1 else None
 
     @property
     def leaves(self) -> Mapping[Value, Tensor]:
         """The inputs, as what `bending` is a function of."""
-        return self.site.again[0]
+        return self.point.again[0]
 
     def bending(self, adjoint: Tensor) -> tuple[Mapping[Value, Tensor], Tensor]:
         """First derivatives with a graph, and what to differentiate them with."""
-        slopes = slopes_against(*self.site.again, [adjoint]) or []
+        slopes = slopes_against(*self.point.again, [adjoint]) or []
         some = next(iter(self.leaves.values()))
         return dict(zip(self.leaves, slopes, strict=False)), torch.ones_like(some)
 
@@ -56,16 +56,16 @@ class Separable(Map):
     @cached_property
     def slopes_by_one(self) -> Mapping[Value, Tensor]:
         """The derivative by each element, with a graph."""
-        return slopes_of(*self.site.again)
+        return slopes_of(*self.point.again)
 
 
 class Scaling(Separable):
     """Every element of the result depends on one element of every input: columns are multiplied by slopes."""
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Whatever is broadcast."""
-        return cls(site)
+        return cls(point)
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the slopes."""
@@ -75,11 +75,11 @@ class Scaling(Separable):
 
     def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """Multiply by the slopes, in place."""
-        (value,) = self.site.inputs
+        (value,) = self.point.inputs
         slope = self.slopes[value]
         if not self._fits:
             return super().pull_right(rows)
-        return rows if slope is None else rows.mul_(self.site.samples[value].flat(slope).unsqueeze(1))
+        return rows if slope is None else rows.mul_(self.point.samples[value].flat(slope).unsqueeze(1))
 
     def keeps(self, values: Collection[Value]) -> bool:
         """Unless an input is broadcast."""
@@ -88,7 +88,7 @@ class Scaling(Separable):
     def pull_diagonal(self, core: Tensor, scales: Scales) -> tuple[Tensor, Scales]:
         """Multiply the scales by the slopes."""
         scales = dict(scales)
-        own = scales.pop(self.site.outputs[0])
+        own = scales.pop(self.point.outputs[0])
         for value, slope in self.slopes.items():
             pulled = slope if own is None else times(own, slope)
             if value in scales:
@@ -107,18 +107,18 @@ class Scaling(Separable):
     def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
         """The arguments without samples that the result is linear in."""
         for value in self.leaves:
-            if value not in self.site.samples and self._is_linear_in(value):
+            if value not in self.point.samples and self._is_linear_in(value):
                 yield value, self.slopes_by_one[value].detach(), 0
 
     @property
     def _fits(self) -> bool:
         """Is no input broadcast?"""
-        return all(value.tensor.shape == self.site.outputs[0].tensor.shape for value in self.site.inputs)
+        return all(value.tensor.shape == self.point.outputs[0].tensor.shape for value in self.point.inputs)
 
     @cached_property
     def slopes(self) -> dict[Value, Tensor | None]:
         """The derivative by every input, of the result's shape; None is one."""
-        return {value: self.slopes_by_one[value].detach() for value in self.site.inputs}
+        return {value: self.slopes_by_one[value].detach() for value in self.point.inputs}
 
     def bending(self, adjoint: Tensor) -> tuple[Mapping[Value, Tensor], Tensor]:
         """See `Separable`."""
@@ -136,8 +136,8 @@ class Scaling(Separable):
 
     @cached_property
     def _broadcast(self) -> tuple[dict[Value, Tensor], list[Tensor]]:
-        arguments = dict.fromkeys(self.site.call.inputs.values())
-        return rerun(self.site.call, list(arguments), self.site.outputs[0].tensor.shape)
+        arguments = dict.fromkeys(self.point.call.inputs.values())
+        return rerun(self.point.call, list(arguments), self.point.outputs[0].tensor.shape)
 
     def _is_linear_in(self, value: Value) -> bool:
         slope = self.slopes_by_one[value]
@@ -157,15 +157,15 @@ class Sum(Plus):
     """`a + b` of two values, neither of them weighted: columns stay as they are."""
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Without `alpha`, and of each value once."""
-        live = [value for value in site.call.inputs.values() if value in site.inputs]
-        return cls(site) if len(site.call.arguments) == 2 and len(live) == len(site.inputs) else None
+        live = [value for value in point.call.inputs.values() if value in point.inputs]
+        return cls(point) if len(point.call.arguments) == 2 and len(live) == len(point.inputs) else None
 
     @cached_property
     def slopes(self) -> dict[Value, Tensor | None]:
         """One."""
-        return dict.fromkeys(self.site.inputs)
+        return dict.fromkeys(self.point.inputs)
 
 
 class Elements(Bend):
@@ -173,19 +173,19 @@ class Elements(Bend):
 
     def forecast(self) -> Forecast:
         """Diagonals; the block of a pair is made of two squares."""
-        alone = [(value,) for value in self.site.inputs]
-        return Forecast([*alone, *2 * list(combinations(self.site.inputs, 2))])
+        alone = [(value,) for value in self.point.inputs]
+        return Forecast([*alone, *2 * list(combinations(self.point.inputs, 2))])
 
     def against(self, adjoints: Sequence[Tensor | None]) -> Iterator[Piece]:
         """One for every input, and for every pair of inputs."""
-        (adjoint,), first = adjoints, self.site.first
+        (adjoint,), first = adjoints, self.first
         assert isinstance(first, Separable)
         if adjoint is None:
             return
         slopes, seed = first.bending(adjoint)
-        for i, u in enumerate(self.site.inputs):
+        for i, u in enumerate(self.point.inputs):
             if u in slopes and slopes[u].requires_grad:
-                others = self.site.inputs[: i + 1]
+                others = self.point.inputs[: i + 1]
                 found = grad([slopes[u]], [first.leaves[w] for w in others], [seed])
                 for w, core in zip(others, found, strict=True):
                     if bool(core.any()):
@@ -198,13 +198,13 @@ class Elements(Bend):
         if u.tensor.shape == w.tensor.shape == core.shape:
             return OnElements(u, w, core)
         u, w = sorted((u, w), key=lambda value: value.tensor.numel())
-        stack = self.site.one_hot(u, core.dtype)
+        stack = self.point.one_hot(u, core.dtype)
         by_u = stack.view(len(stack), *(1,) * (core.dim() - u.tensor.dim()), *u.tensor.shape)
         return Across(u, w, onto(by_u * core, w))
 
     def diagonal(self, adjoints: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """By every input itself."""
-        (adjoint,), first = adjoints, self.site.first
+        (adjoint,), first = adjoints, self.first
         assert isinstance(first, Separable)
         if adjoint is None:
             return {}
@@ -224,7 +224,7 @@ class OfFactors(Elements):
 
     def forecast(self) -> Forecast:
         """Nothing by a factor alone, unless it is there twice."""
-        factors = self.site.call.inputs.values()
+        factors = self.point.call.inputs.values()
         whole = super().forecast()
         distinct = len(set(factors)) == len(factors)
         return Forecast([values for values in whole.diagonals if len(values) > 1]) if distinct else whole

@@ -40,20 +40,15 @@ class Forecast:
     rank: int = 0
 
 
-class Site:
-    """A call as a function of its live inputs.
+class Point:
+    """A call as a function of its live inputs, at its point.
 
     Attributes:
         call: the call.
         inputs: the live values among its arguments, each once.
         outputs: what it made.
         samples: where the samples are in live values.
-        listed: the table has maps for calls of its name.
-        first: the map; `second`: the bend.
     """
-
-    first: Map
-    second: Bend
 
     def __init__(
         self,
@@ -61,10 +56,9 @@ class Site:
         inputs: Sequence[Value],
         samples: Mapping[Value, Samples],
         reader: Callable[..., Any] | None = None,
-        listed: bool = False,
     ) -> None:
         self.call, self.inputs, self.outputs = call, list(inputs), call.outputs
-        self.samples, self.listed, self._reader = samples, listed, reader
+        self.samples, self._reader = samples, reader
 
     @cached_property
     def read(self) -> Any:
@@ -75,11 +69,6 @@ class Site:
     def again(self) -> tuple[dict[Value, Tensor], list[Tensor]]:
         """The call once more on leaves of its own: these, and its results."""
         return rerun(self.call, self.inputs)
-
-    @property
-    def by_autograd(self) -> bool:
-        """Is nothing known of it, so that its derivatives are taken by autograd?"""
-        return not self.listed and type(self.first) is Map
 
     def shape(self, value: Value) -> torch.Size:
         """Of one sample."""
@@ -108,17 +97,17 @@ class Map:
     thin = False
     """Is a column pulled back with far less work than its product with a dense block?"""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, point: Point) -> None:
+        self.point = point
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """The map of a call; None where this kind of map is not that of these arguments."""
-        return cls(site)
+        return cls(point)
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """`Jᵀ` times stacks of columns of the outputs, [r, *output]; None is zero."""
-        leaves, results = self.site.again
+        leaves, results = self.point.again
         pairs = [(r, c) for r, c in zip(results, columns, strict=True) if c is not None]
         made, stacks = zip(*pairs, strict=True)
 
@@ -135,10 +124,10 @@ class Map:
 
     def pull_right(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
         """A block [N, k, f] times J, sample by sample, of one input and result; may overwrite it."""
-        ((value,), (output,)) = self.site.inputs, self.site.outputs
-        stack = rows.transpose(0, 1).reshape(rows.shape[1], len(rows), *self.site.shape(output))
-        pulled = self.pull([self.site.samples[output].back(stack, 1)])[value]
-        return self.site.samples[value].flat(pulled, 1).transpose(0, 1)
+        ((value,), (output,)) = self.point.inputs, self.point.outputs
+        stack = rows.transpose(0, 1).reshape(rows.shape[1], len(rows), *self.point.shape(output))
+        pulled = self.pull([self.point.samples[output].back(stack, 1)])[value]
+        return self.point.samples[value].flat(pulled, 1).transpose(0, 1)
 
     def pull_left(self, columns: Tensor, out: Tensor | None = None) -> Tensor:
         """`Jᵀ` times a block [N, f, k], of one input and result; may overwrite it."""
@@ -165,24 +154,24 @@ class Map:
 
     def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """`(J ∘ J)ᵀ` times diagonals of the results; None is zero."""
-        ones = self._pulled([torch.ones_like(v.tensor) for v in self.site.outputs])
+        ones = self._pulled([torch.ones_like(v.tensor) for v in self.point.outputs])
         pulled = self._pulled(given)
         return {
             value: fitted(ones[value] * pulled[value], value)
             if self._enters_once(value, ones[value])
-            else fitted(squared_rows(self.site.again[1], given, self.site.again[0][value]), value)
-            for value in self.site.inputs
+            else fitted(squared_rows(self.point.again[1], given, self.point.again[0][value]), value)
+            for value in self.point.inputs
         }
 
     def _enters_once(self, value: Value, ones: Tensor) -> bool:
-        if sum(v.tensor.numel() for v in self.site.outputs) == 1:
+        if sum(v.tensor.numel() for v in self.point.outputs) == 1:
             return True
-        some = [random_like(v.tensor) for v in self.site.outputs]
+        some = [random_like(v.tensor) for v in self.point.outputs]
         return enters_once(ones, *(self._pulled(s)[value] for s in (some, [r.square() for r in some])))
 
     def _pulled(self, vectors: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """`Jᵀ` times one vector for each output, by autograd."""
-        leaves, results = self.site.again
+        leaves, results = self.point.again
         made, given = both(results, vectors)
         found = torch.autograd.grad(
             made, list(leaves.values()), given, retain_graph=True, materialize_grads=True
@@ -193,37 +182,37 @@ class Map:
 class Bend:
     """The second derivative of a call: here by autograd, whatever the call."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, point: Point, first: Map) -> None:
+        self.point, self.first = point, first
 
     def forecast(self) -> Forecast:
         """What `against` may hand over."""
-        return Forecast(rank=sum(map(self.site.width, self.site.inputs)))
+        return Forecast(rank=sum(map(self.point.width, self.point.inputs)))
 
     def against(self, adjoints: Sequence[Tensor | None]) -> Iterator[Piece]:
         """The second derivative of `<adjoints, call>` by the inputs, in pieces; None is zero."""
-        leaves, results = self.site.again
+        leaves, results = self.point.again
         slopes = slopes_against(leaves, results, adjoints)
         if slopes is None:
             return
         inputs, values = list(leaves.values()), list(leaves)
         if self._joins_samples(slopes, inputs):
-            raise NoStructure(f"{self.site.call.name} joins samples")
-        widths = [self.site.width(value) for value in values]
+            raise NoStructure(f"{self.point.call.name} joins samples")
+        widths = [self.point.width(value) for value in values]
         seeds = torch.eye(sum(widths), dtype=inputs[0].dtype, device=inputs[0].device).split(widths, 1)
         stacks = [
-            self.site.everywhere(value, seed.view(-1, *self.site.shape(value)))
+            self.point.everywhere(value, seed.view(-1, *self.point.shape(value)))
             for value, seed in zip(values, seeds, strict=True)
         ]
         rows = torch.vmap(lambda *stacks: grad(slopes, inputs, stacks))(*stacks)
-        flat = [self.site.samples[value].flat(row, 1) for value, row in zip(values, rows, strict=True)]
+        flat = [self.point.samples[value].flat(row, 1) for value, row in zip(values, rows, strict=True)]
         core = torch.cat(flat, 2).transpose(0, 1)
         if bool(core.any()):
             yield Whole(dict(zip(values, widths, strict=True)), core)
 
     def diagonal(self, adjoints: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """The second derivatives of `<adjoints, call>` by single elements of the inputs."""
-        leaves, results = self.site.again
+        leaves, results = self.point.again
         slopes = slopes_against(leaves, results, adjoints)
         return {
             value: fitted(diagonal_of(slope, leaf), value)
@@ -236,14 +225,14 @@ class Bend:
 
         Scaling every sample of a vector by a factor of its own must scale every sample of the product.
         """
-        site = self.site
-        count = max(site.samples[v].count for v in site.inputs)
-        if all(v not in site.samples or site.samples[v].count == count for v in site.outputs):
+        point = self.point
+        count = max(point.samples[v].count for v in point.inputs)
+        if all(v not in point.samples or point.samples[v].count == count for v in point.outputs):
             return False
         generator = torch.Generator().manual_seed(5)
         factors = torch.rand(count, generator=generator) + 0.5
         ones, scaled = [], []
-        for value, tensor in zip(site.inputs, inputs, strict=True):
+        for value, tensor in zip(point.inputs, inputs, strict=True):
             vector = torch.randn(tensor.shape, generator=generator).to(tensor)
             ones.append(vector)
             scaled.append(self._by_sample(value, vector, factors))
@@ -252,15 +241,57 @@ class Bend:
         eps = torch.finfo(inputs[0].dtype).eps
         return any(
             bool((self._by_sample(v, b, factors) - a).norm() > eps**0.5 * b.norm())
-            for v, b, a in zip(site.inputs, before, after, strict=True)
+            for v, b, a in zip(point.inputs, before, after, strict=True)
         )
 
     def _by_sample(self, value: Value, tensor: Tensor, factors: Tensor) -> Tensor:
-        batch_dim = self.site.samples[value]
+        batch_dim = self.point.samples[value]
         if batch_dim.count < len(factors):
             return tensor
         first = batch_dim.first(tensor)
         return batch_dim.back(first * factors.to(first).view(-1, *(1,) * (first.dim() - 1)))
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A call with its two facts.
+
+    Attributes:
+        point: the call as a function of its live inputs.
+        first: the map.
+        second: the bend.
+        listed: the table has maps for calls of its name.
+    """
+
+    point: Point
+    first: Map
+    second: Bend
+    listed: bool
+
+    @property
+    def call(self) -> Call:
+        """The call."""
+        return self.point.call
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The live values among its arguments, each once."""
+        return self.point.inputs
+
+    @property
+    def outputs(self) -> list[Value]:
+        """What it made."""
+        return self.point.outputs
+
+    @property
+    def samples(self) -> Mapping[Value, Samples]:
+        """Where the samples are in live values."""
+        return self.point.samples
+
+    @property
+    def by_autograd(self) -> bool:
+        """Is nothing known of it, so that its derivatives are taken by autograd?"""
+        return not self.listed and type(self.first) is Map
 
 
 class Straight(Bend):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hesse.calls.facts import Map, Scales, Selecting, Site, times
+from hesse.calls.facts import Map, Point, Scales, Selecting, times
 from hesse.structure import NoStructure
 from hesse.tape.record import Value, leaves_of
 from hesse.tape.replay import contents
@@ -24,13 +24,13 @@ class Moving(Selecting):
     """Is no element taken twice?"""
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Where its argument is live."""
-        return cls(site) if site.inputs == list(site.call.inputs.values()) else None
+        return cls(point) if point.inputs == list(point.call.inputs.values()) else None
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Move every element to where it came from."""
-        (value,) = self.site.inputs
+        (value,) = self.point.inputs
         moved = [(c, places) for c, places in zip(columns, self._places, strict=True) if c is not None]
         shape = value.tensor.shape
         if self._order is not None:
@@ -54,23 +54,23 @@ class Moving(Selecting):
         """Move what is on the diagonal."""
         ((output, scale),) = scales.items()
         own = times(times(core, scale), scale).unsqueeze(0)
-        ((value, moved),) = self.pull([own if v is output else None for v in self.site.outputs]).items()
+        ((value, moved),) = self.pull([own if v is output else None for v in self.point.outputs]).items()
         return moved.squeeze(0), {value: None}
 
     def pull_coordinates(self, scale: Tensor | None) -> Scales | None:
         """As they are, where the elements of a sample keep their order."""
         if not self._keeps_order:
             return None
-        (value,) = self.site.inputs
+        (value,) = self.point.inputs
         return {value: None if scale is None else self.pull([scale.unsqueeze(0)])[value][0]}
 
     @cached_property
     def _keeps_order(self) -> bool:
-        (value,), samples = self.site.inputs, self.site.samples
-        if len(self.site.outputs) > 1 or samples[value].count != samples[self.site.outputs[0]].count:
+        (value,), samples = self.point.inputs, self.point.samples
+        if len(self.point.outputs) > 1 or samples[value].count != samples[self.point.outputs[0]].count:
             return False
         before = samples[value].flat(self._numbers)
-        return torch.equal(before, samples[self.site.outputs[0]].flat(self._places[0]))
+        return torch.equal(before, samples[self.point.outputs[0]].flat(self._places[0]))
 
     @cached_property
     def _order(self) -> list[int] | None:
@@ -83,15 +83,15 @@ class Moving(Selecting):
     @cached_property
     def _places(self) -> list[Tensor]:
         """Where in the argument the elements of every result are."""
-        call = self.site.call
+        call = self.point.call
         results = leaves_of(call.again([self._numbers.double(), *call.arguments[1:]]))
-        if [r.shape for r in results] != [v.tensor.shape for v in self.site.outputs]:
+        if [r.shape for r in results] != [v.tensor.shape for v in self.point.outputs]:
             raise NoStructure(f"{call.name} made other results when it was run again")
         return [result.long() for result in results]
 
     @cached_property
     def _numbers(self) -> Tensor:
-        (value,) = self.site.inputs
+        (value,) = self.point.inputs
         return torch.arange(value.tensor.numel(), device=value.tensor.device).view(value.tensor.shape)
 
 
@@ -99,12 +99,12 @@ class Slice(Moving):
     """An index."""
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Made of numbers and slices alone: tensors, arrays and lists may take an element twice."""
-        (_, index), _ = site.call.nested(site.call.arguments)
+        (_, index), _ = point.call.nested(point.call.arguments)
         parts = index if isinstance(index, tuple) else (index,)
         plain = all(part is None or part is ... or type(part) in (int, slice) for part in parts)
-        return super().of(site) if plain else None
+        return super().of(point) if plain else None
 
 
 class Pooling(Moving):
@@ -123,7 +123,7 @@ class Pooling(Moving):
     @cached_property
     def _places(self) -> list[Tensor]:
         """See `Moving`: torch counts within an image."""
-        (output,), call, read = self.site.outputs, self.site.call, self.site.read
+        (output,), call, read = self.point.outputs, self.point.call, self.point.read
         pooled, within = read.pool(contents(call, 0))
         if not torch.equal(pooled, output.tensor):
             raise NoStructure(f"{call.name} made other results when it was run again")

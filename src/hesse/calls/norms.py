@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hesse.calls.elementwise import Scaling
-from hesse.calls.facts import Map, Site, squared_parameters
+from hesse.calls.facts import Map, Point, squared_parameters
 from hesse.calls.rows import RowBend, RowHessian, RowMap, only_input
 from hesse.tape.record import Value
 
@@ -58,17 +58,17 @@ class Normalised(RowMap):
     $$J^T g = (q - m x) / s, \qquad H = \bigl(3 m\, x x^T / d - (q x^T + x q^T) / d - m P \bigr) / s^2.$$
     """
 
-    def __init__(self, site: Site, norm: Norm) -> None:
-        super().__init__(site, None, norm.size)
+    def __init__(self, point: Point, norm: Norm) -> None:
+        super().__init__(point, None, norm.size)
         self.norm = norm
         u = self.projected(self.rows(norm.input))
         self.s = (u.square().mean(-1, keepdim=True) + norm.eps).sqrt()
         self.x = u / self.s
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Where the input alone is live."""
-        return None if only_input(site) is None else cls(site, site.read)
+        return None if only_input(point) is None else cls(point, point.read)
 
     def projected(self, rows: Tensor) -> Tensor:
         """P times rows."""
@@ -134,20 +134,20 @@ class Statistics:
 class Standardised(Scaling):
     """Batch norm by running statistics: every channel is scaled and shifted."""
 
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        self._norm, self._deviation = site.read.norm, site.read.deviation
-        self._normalised = (self._norm.input - site.read.mean) / self._deviation
+    def __init__(self, point: Point) -> None:
+        super().__init__(point)
+        self._norm, self._deviation = point.read.norm, point.read.deviation
+        self._normalised = (self._norm.input - point.read.mean) / self._deviation
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Where the input alone is live, and the statistics are not its own."""
-        return None if only_input(site) is None or site.read is None else cls(site)
+        return None if only_input(point) is None or point.read is None else cls(point)
 
     @cached_property
     def slopes(self) -> dict[Value, Tensor | None]:
         """The same for all samples."""
-        return {self.site.call.inputs[0]: self._slope}
+        return {self.point.call.inputs[0]: self._slope}
 
     @cached_property
     def _slope(self) -> Tensor:
@@ -162,7 +162,7 @@ class Standardised(Scaling):
         """Of the input, and of weight and bias."""
         (k,) = given
         assert k is not None
-        return {self.site.call.inputs[0]: k * self._slope.square()} | squared_parameters(self, k)
+        return {self.point.call.inputs[0]: k * self._slope.square()} | squared_parameters(self, k)
 
     def spread(self) -> Iterator[tuple[Value, Tensor, int]]:
         """Weight and bias."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hesse.calls.facts import Bend, Forecast, Map, Site, grad, onto, slopes_against
+from hesse.calls.facts import Bend, Forecast, Map, Point, grad, onto, slopes_against
 from hesse.calls.pieces import Across, Piece
 from hesse.tape.record import Value
 from hesse.tape.replay import contents
@@ -20,8 +20,8 @@ class Product(Map):
 
     def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """An entry of the Jacobian is one element of the other factor: the product with its squares."""
-        call = self.site.call
-        if len(self.site.inputs) < len(call.inputs):
+        call = self.point.call
+        if len(self.point.inputs) < len(call.inputs):
             return super().squared(given)
         arguments = [
             a.detach().square() if isinstance(a, Tensor) and a.is_floating_point() else a
@@ -36,7 +36,7 @@ class Product(Map):
 
     def replaced(self, adjoint: Tensor, u: Value, stack: Tensor, w: Value) -> Tensor:
         """The gradients by w of `<adjoint, call>`, with a stack of others in place of u."""
-        leaves, results = self.site.again
+        leaves, results = self.point.again
         slopes = slopes_against(leaves, results, [adjoint])
         if slopes is None:
             return stack.new_zeros(len(stack), *w.tensor.shape)
@@ -49,49 +49,49 @@ class MatrixProduct(Product):
     """`a @ b` of matrices or stacks of them."""
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Of two arguments as they stand, none of them a vector."""
-        factors = site.call.arguments
-        return cls(site) if site.call.spec == () and min(factor.dim() for factor in factors) > 1 else None
+        factors = point.call.arguments
+        return cls(point) if point.call.spec == () and min(factor.dim() for factor in factors) > 1 else None
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Products with the other matrix."""
         (stack,) = columns
         assert stack is not None
         found: dict[Value, Tensor] = {}
-        for position, value in self.site.call.inputs.items():
-            if value in self.site.inputs:
+        for position, value in self.point.call.inputs.items():
+            if value in self.point.inputs:
                 part = onto(stack @ self._b.mT if position == 0 else self._a.mT @ stack, value)
                 found[value] = found[value] + part if value in found else part
         return found
 
     def replaced(self, adjoint: Tensor, u: Value, stack: Tensor, w: Value) -> Tensor:
         """See `Product`."""
-        return onto(stack.mT @ adjoint if self.site.call.inputs[0] is u else adjoint @ stack.mT, w)
+        return onto(stack.mT @ adjoint if self.point.call.inputs[0] is u else adjoint @ stack.mT, w)
 
     @cached_property
     def _a(self) -> Tensor:
-        return contents(self.site.call, 0)
+        return contents(self.point.call, 0)
 
     @cached_property
     def _b(self) -> Tensor:
-        return contents(self.site.call, 1)
+        return contents(self.point.call, 1)
 
 
 class MatrixMap(Product):
     """A linear layer as a function of its input alone."""
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Where the weight is not live."""
-        live = [position for position, value in site.call.inputs.items() if value in site.inputs]
-        return cls(site) if live == [0] else None
+        live = [position for position, value in point.call.inputs.items() if value in point.inputs]
+        return cls(point) if live == [0] else None
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the weight; columns that are the same for all samples only once."""
-        (stack,), (value,) = columns, self.site.inputs
+        (stack,), (value,) = columns, self.point.inputs
         assert stack is not None
-        dim = 1 + self.site.samples[value].dim
+        dim = 1 + self.point.samples[value].dim
         once = stack.narrow(dim, 0, 1) if dim and stack.stride(dim) == 0 else stack
         return {value: functional.linear(once, self._weight.T).expand(*stack.shape[:-1], -1)}
 
@@ -114,7 +114,7 @@ class MatrixMap(Product):
 
     @cached_property
     def _weight(self) -> Tensor:
-        call = self.site.call
+        call = self.point.call
         args, kwargs = call.nested(range(len(call.arguments)))
         return contents(call, args[1] if len(args) > 1 else kwargs["weight"])
 
@@ -126,30 +126,30 @@ class Crossed(Bend):
         """A column for each coordinate of the narrower factor."""
         if len(self._live) == 1:
             return Forecast()
-        return Forecast(rank=min(map(self.site.width, self._live))) if self._is_cross else super().forecast()
+        return Forecast(rank=min(map(self.point.width, self._live))) if self._is_cross else super().forecast()
 
     def against(self, adjoints: Sequence[Tensor | None]) -> Iterator[Piece]:
         """For every coordinate of the narrower factor, by the other one."""
-        (adjoint,), first = adjoints, self.site.first
+        (adjoint,), first = adjoints, self.first
         assert isinstance(first, Product)
         if adjoint is None or len(self._live) == 1:
             return
         if not self._is_cross:
             yield from super().against(adjoints)
             return
-        u, w = sorted(self._live, key=self.site.width)
-        yield Across(u, w, first.replaced(adjoint, u, self.site.one_hot(u, u.tensor.dtype), w))
+        u, w = sorted(self._live, key=self.point.width)
+        yield Across(u, w, first.replaced(adjoint, u, self.point.one_hot(u, u.tensor.dtype), w))
 
     def diagonal(self, adjoints: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Zero, unless both factors are one value."""
-        repeated = len(self.site.inputs) < len(self.site.call.inputs)
+        repeated = len(self.point.inputs) < len(self.point.call.inputs)
         return super().diagonal(adjoints) if repeated else {}
 
     @cached_property
     def _live(self) -> list[Value]:
         """The inputs as often as they are arguments."""
-        return [value for value in self.site.call.inputs.values() if value in self.site.inputs]
+        return [value for value in self.point.call.inputs.values() if value in self.point.inputs]
 
     @property
     def _is_cross(self) -> bool:
-        return len(self._live) == len(self.site.inputs) == 2
+        return len(self._live) == len(self.point.inputs) == 2

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.calls.facts import Bend, Forecast, Map, Site, squared_parameters
+from hesse.calls.facts import Bend, Forecast, Map, Point, squared_parameters
 from hesse.calls.pieces import OnRows, Piece
 from hesse.tape.record import Value
 
@@ -38,11 +38,11 @@ class RowMap(Map):
         value: the input.
     """
 
-    def __init__(self, site: Site, dim: int | None, size: int = 0) -> None:
+    def __init__(self, point: Point, dim: int | None, size: int = 0) -> None:
         """Rows lie along dimension `dim` of the input, or are runs of `size` elements behind the samples."""
-        super().__init__(site)
-        self.value = value = site.call.inputs[0]
-        self._batch_dim = batch_dim = site.samples[value]
+        super().__init__(point)
+        self.value = value = point.call.inputs[0]
+        self._batch_dim = batch_dim = point.samples[value]
         self.size = size if dim is None else value.tensor.shape[dim]
         rest = batch_dim.first(value.tensor.detach()).shape[1:]
         axis = len(rest) - 1
@@ -53,13 +53,13 @@ class RowMap(Map):
         self._axis = axis
 
     @classmethod
-    def of(cls, site: Site) -> Map | None:
+    def of(cls, point: Point) -> Map | None:
         """Where the input alone is live, and rows along the dimension that was read are no samples."""
-        value = only_input(site)
-        if value is None or site.read is None:
+        value = only_input(point)
+        if value is None or point.read is None:
             return None
-        batch_dim = site.samples[value]
-        return None if batch_dim.count > 1 and site.read == batch_dim.dim else cls(site, site.read)
+        batch_dim = point.samples[value]
+        return None if batch_dim.count > 1 and point.read == batch_dim.dim else cls(point, point.read)
 
     def rows(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """A tensor like the input as [*lead, N, R, d]."""
@@ -108,7 +108,7 @@ class RowBend(Bend):
     def forecast(self) -> Forecast:
         """A diagonal, and few columns for every row."""
         value = self.rows.value
-        return Forecast([[value]], self.outer * self.site.width(value) // self.rows.size)
+        return Forecast([[value]], self.outer * self.point.width(value) // self.rows.size)
 
     def of_rows(self, adjoint: Tensor) -> RowHessian:
         """For an adjoint like the result."""
@@ -117,7 +117,7 @@ class RowBend(Bend):
     @property
     def rows(self) -> Any:
         """The map of the call, a `RowMap`."""
-        return self.site.first
+        return self.first
 
     def against(self, adjoints: Sequence[Tensor | None]) -> Iterator[Piece]:
         """A diagonal, and few columns for every row."""
@@ -159,7 +159,7 @@ class Softmax(RowMap):
     @cached_property
     def y(self) -> Tensor:
         """The result, by rows."""
-        return self.rows(self.site.call.arguments[0].detach()).softmax(-1)
+        return self.rows(self.point.call.arguments[0].detach()).softmax(-1)
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         r"""$y (g - \langle g, y \rangle)$."""
@@ -229,12 +229,12 @@ class CrossEntropyBend(RowBend):
         step = self.gradient_at(lifted, adjoint) - self.gradient_at(even, adjoint)
         change = lifted.softmax(-1) - even.softmax(-1)
         m = (step * change).sum(-1) / change.square().sum(-1).clamp_min(torch.finfo(change.dtype).tiny)
-        y = rows.rows(self.site.call.arguments[0].detach()).softmax(-1)
+        y = rows.rows(self.point.call.arguments[0].detach()).softmax(-1)
         return RowHessian(m.unsqueeze(-1) * y, (-m, y))
 
     def gradient_at(self, rows: Tensor, adjoint: Tensor) -> Tensor:
         """By the input, [N, R, d], where it is something else."""
-        call = self.site.call
+        call = self.point.call
         with torch.enable_grad():
             leaf = self.rows.like_input(rows).detach().requires_grad_()
             result = call.again([leaf, *call.arguments[1:]])
@@ -242,13 +242,13 @@ class CrossEntropyBend(RowBend):
         return found
 
 
-def only_input(site: Site) -> Value | None:
+def only_input(point: Point) -> Value | None:
     """The first argument, where it alone has samples and all is of one precision."""
-    value = site.call.inputs.get(0)
-    others = [held for position, held in site.call.inputs.items() if position > 0]
-    if value is None or value not in site.samples or any(held in site.samples for held in others):
+    value = point.call.inputs.get(0)
+    others = [held for position, held in point.call.inputs.items() if position > 0]
+    if value is None or value not in point.samples or any(held in point.samples for held in others):
         return None
-    return value if len({v.tensor.dtype for v in (value, *others, *site.outputs)}) == 1 else None
+    return value if len({v.tensor.dtype for v in (value, *others, *point.outputs)}) == 1 else None
 
 
 def read_softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> int | None:

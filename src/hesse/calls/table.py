@@ -17,7 +17,7 @@ from torch import Tensor
 from hesse.calls import layouts, norms, rows
 from hesse.calls.convolutions import Convolution
 from hesse.calls.elementwise import Elements, OfFactors, Plus, Scaling, Separable, Sum
-from hesse.calls.facts import Bend, Linear, Map, Selecting, Site, Straight
+from hesse.calls.facts import Bend, Linear, Map, Point, Selecting, Site, Straight
 from hesse.calls.moving import Moving, Pooling, Slice, windows
 from hesse.calls.products import Crossed, MatrixMap, MatrixProduct, Product
 from hesse.tape.record import Call, Value
@@ -67,14 +67,13 @@ def site_of(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples
         samples: where they are in every live value.
     """
     row = row_of(call) or Row()
-    site = Site(call, inputs, samples, row.read, bool(row.first))
+    point, listed = Point(call, inputs, samples, row.read), bool(row.first)
     for kind in row.first:
-        first = kind.of(site)
+        first = kind.of(point)
         if first is not None:
-            site.first, site.second = first, row.second(site)
-            return site
-    site.first, site.second = Map(site), Bend(site)
-    return site
+            return Site(point, first, row.second(point, first), listed)
+    first = Map(point)
+    return Site(point, first, Bend(point, first), listed)
 
 
 def flops(call: Call) -> int:

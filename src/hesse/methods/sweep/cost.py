@@ -15,7 +15,7 @@ from hesse.methods.sweep.route import Route, Step
 from hesse.structure import NoStructure
 from hesse.tape.record import Value
 
-_ROOM = 0.5
+_ROOM = 0.4
 """Of the workspace, what chunks may take: memory that is free again lies in pieces."""
 
 

@@ -5,6 +5,7 @@ from torch import nn
 
 import hesse
 from cases import Cubed, classes, of_model, x
+from hesse import errors
 from hesse.methods.sweep import route as sweep_route
 from hesse.methods.sweep import walk as sweep
 from hesse.methods.sweep.carried.leaves import LiveLeaves
@@ -424,3 +425,44 @@ def test_positions_added_to_tokens():
     assert result.plan.by("sweep") == {0, 1}
     found = torch.cat([part.flatten() for part in result.value])
     assert relative_error(found, hessian_matrix(func, tensors).diagonal()) < 1e-9
+
+
+OVERWRITTEN = {
+    "softmax": lambda h: h.softmax(1),
+    "log_softmax": lambda h: h.log_softmax(1),
+    "cross entropy": lambda h: F.cross_entropy(h, torch.arange(len(h)) % 3, reduction="none")[:, None],
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_what_went_into_a_softmax_may_be_overwritten(name):
+    """Its backward needs the result alone, so torch allows it; a walk must not read what is there now."""
+    data = x(5, 4)
+
+    def function(w):
+        h = (data @ w) * 1.0
+        found = OVERWRITTEN[name](h)
+        h.mul_(2.0)
+        return found.tanh().square().sum()
+
+    weight = x(4, 3)
+    exact = hessian_matrix(function, (weight,)).diagonal().view_as(weight)
+    found = hesse.hessian_diagonal(function, weight, method="sweep", check=False)
+    torch.testing.assert_close(found, exact)
+    with pytest.raises(errors.StructureError, match="overwritten since"):
+        hesse.approximate_diagonal(function, weight)
+
+
+def test_what_comes_out_of_a_pooling_may_be_overwritten():
+    """As by an activation in place: where it came from is still known."""
+    images = x(5, 1, 6, 6)
+
+    def function(w, v):
+        pooled = F.max_pool2d(F.conv2d(images, w), 3, 1)
+        return F.linear(pooled.tanh_().flatten(1), v).logsumexp(1).sum()
+
+    tensors = x(2, 1, 3, 3), x(3, 8)
+    exact = hessian_matrix(function, tensors).diagonal()
+    result = hesse.hessian_diagonal(function, tensors, method="sweep", full_output=True)
+    assert result.plan.method == "sweep"
+    torch.testing.assert_close(torch.cat([part.flatten() for part in result.value]), exact)

@@ -12,8 +12,8 @@ from torch.nn import grad as gradients
 from hesse.calls import layouts
 from hesse.calls.facts import Map, Point
 from hesse.calls.products import Product
-from hesse.structure import NoStructure
 from hesse.tape.record import Value
+from hesse.tape.replay import content
 
 
 class Convolution(Product):
@@ -36,11 +36,7 @@ class Convolution(Product):
         even = all(before == after for before, after in layout.padding)
         if layout.spread is None and not even:
             return None
-        if isinstance(weight, Value):
-            if weight.changed:
-                raise NoStructure("the weight of a convolution has been overwritten since")
-            weight = weight.tensor.detach()
-        return cls(point, weight, layout)
+        return cls(point, content(weight), layout)
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Columns that are the same for all samples only once."""

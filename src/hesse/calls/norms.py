@@ -15,6 +15,7 @@ from hesse.calls.elementwise import Scaling
 from hesse.calls.facts import Map, Point, squared_parameters
 from hesse.calls.rows import RowBend, RowHessian, RowMap, only_input
 from hesse.tape.record import Value
+from hesse.tape.replay import content
 
 
 @dataclass
@@ -40,8 +41,8 @@ class Norm:
         """Times the weight."""
         if self.weight is None:
             return stack
-        weight = self.weight.tensor if isinstance(self.weight, Value) else self.weight
-        return stack * weight.detach().view(*weight.shape, *(1,) * self.trailing)
+        weight = content(self.weight)
+        return stack * weight.view(*weight.shape, *(1,) * self.trailing)
 
     def spread(self, normalised: Tensor) -> Iterator[tuple[Value, Tensor, int]]:
         """Weight and bias with their slopes."""
@@ -174,22 +175,22 @@ def read_layer_norm(
     input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Norm:
     """As `torch.nn.functional.layer_norm` and `torch.layer_norm` have their arguments."""
-    return Norm(_contents(input), math.prod(normalized_shape), weight, bias, eps)
+    return Norm(content(input), math.prod(normalized_shape), weight, bias, eps)
 
 
 def read_rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Norm:
     """As `torch.nn.functional.rms_norm`."""
-    contents = _contents(input)
-    eps = torch.finfo(contents.dtype).eps if eps is None else eps
-    return Norm(contents, math.prod(normalized_shape), weight, None, eps, centred=False)
+    read = content(input)
+    eps = torch.finfo(read.dtype).eps if eps is None else eps
+    return Norm(read, math.prod(normalized_shape), weight, None, eps, centred=False)
 
 
 def read_group_norm(
     input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Norm:
     """As `torch.nn.functional.group_norm`."""
-    contents = _contents(input)
-    return Norm(contents, contents[0].numel() // num_groups, weight, bias, eps, contents.dim() - 2)
+    read = content(input)
+    return Norm(read, read[0].numel() // num_groups, weight, bias, eps, read.dim() - 2)
 
 
 def read_batch_norm(
@@ -206,12 +207,8 @@ def read_batch_norm(
     """As `torch.nn.functional.batch_norm`; None in training, where samples touch."""
     if training:
         return None
-    contents = _contents(input)
-    trailing = contents.dim() - 2
+    read = content(input)
+    trailing = read.dim() - 2
     shape = (-1, *(1,) * trailing)
-    norm = Norm(contents, 1, weight, bias, eps, trailing)
+    norm = Norm(read, 1, weight, bias, eps, trailing)
     return Statistics(norm, running_mean.view(shape), (running_var + eps).sqrt().view(shape))
-
-
-def _contents(input: Any) -> Tensor:
-    return (input.tensor if isinstance(input, Value) else input).detach()

@@ -14,6 +14,7 @@ from torch import Tensor
 from hesse.calls.facts import Bend, Forecast, Map, Point, squared_parameters
 from hesse.calls.pieces import OnRows, Piece
 from hesse.tape.record import Value
+from hesse.tape.replay import contents
 
 
 @dataclass
@@ -159,7 +160,7 @@ class Softmax(RowMap):
     @cached_property
     def y(self) -> Tensor:
         """The result, by rows."""
-        return self.rows(self.point.call.arguments[0].detach()).softmax(-1)
+        return self.rows(contents(self.point.call, 0)).softmax(-1)
 
     def pull_rows(self, stack: Tensor) -> Tensor:
         r"""$y (g - \langle g, y \rangle)$."""
@@ -229,7 +230,7 @@ class CrossEntropyBend(RowBend):
         step = self.gradient_at(lifted, adjoint) - self.gradient_at(even, adjoint)
         change = lifted.softmax(-1) - even.softmax(-1)
         m = (step * change).sum(-1) / change.square().sum(-1).clamp_min(torch.finfo(change.dtype).tiny)
-        y = rows.rows(self.point.call.arguments[0].detach()).softmax(-1)
+        y = rows.rows(contents(self.point.call, 0)).softmax(-1)
         return RowHessian(m.unsqueeze(-1) * y, (-m, y))
 
     def gradient_at(self, rows: Tensor, adjoint: Tensor) -> Tensor:

@@ -40,13 +40,27 @@ def rerun(
                 content = value.tensor
             arguments[position] = content.clone() if overwritten else content
         results = results_of(call, arguments)
+    require_same(call, results)
+    return leaves, results
+
+
+def require_same(call: Call, results: Sequence[Tensor]) -> None:
+    """Raise where results of another run are not what the call made, unless that is overwritten since."""
     if len(results) != len(call.outputs):
         raise NoStructure(f"{call.name} made other results when it was run again")
     for result, output in zip(results, call.outputs, strict=True):
         same = output.changed or torch.equal(result, output.tensor)
         if not same and not torch.allclose(result, output.tensor, 1e-4, 1e-6, equal_nan=True):
             raise NoStructure(f"{call.name} gave another result when it was run again")
-    return leaves, results
+
+
+def content(argument: Tensor | Value) -> Tensor:
+    """What a reader was given, a tensor or a value, as the call met it."""
+    if not isinstance(argument, Value):
+        return argument.detach()
+    if argument.changed:
+        raise NoStructure(f"a value of shape {list(argument.tensor.shape)} has been overwritten since")
+    return argument.tensor.detach()
 
 
 def contents(call: Call, position: int) -> Tensor:

@@ -25,7 +25,7 @@ def _steady_clock(monkeypatch):
     """An evaluation takes a millisecond and so does a gradient: plans do not depend on a busy machine."""
     ticks = itertools.count()
     clock = types.SimpleNamespace(perf_counter=lambda: 1e-3 * next(ticks))
-    for module in ("hesse.look.explore", "hesse.look.evaluation"):
+    for module in ("hesse.look.evaluation",):
         monkeypatch.setattr(f"{module}.time", clock)
 
 

@@ -434,7 +434,6 @@ NETWORKS = [
         "cross attention",
         lambda: Problem(Crossed(), squares, x(3, 2, 4), x(3, 3, 4)),
         dense=("attention.in_proj_weight", "attention.in_proj_bias"),  # used in parts
-        apart={"hessian": ("out.weight", "out.bias")},  # its samples are not those of the attention
     ),
     Network(
         "cross attention of other widths",

@@ -111,7 +111,7 @@ def asserting():
     def loss():
         out = a(data)
         assert abs(out.sum().item() - expected) < 1e-12
-        return out.tanh().square().sum()
+        return torch.i0(out).square().sum()  # no row of the table
 
     return of_modules([a], loss)
 

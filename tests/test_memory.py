@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import growth
 import hesse
@@ -235,7 +236,16 @@ def test_a_graph_that_exceeds_the_budget_is_told(monkeypatch):
         result = hesse.hessian(func, torch.randn(40), memory="3MiB", full_output=True)
     assert len(caught) == 1
     assert result.certificate.passed
-    assert "the memory budget holds no second evaluation" in {e.why_not for e in result.plan.estimates}
+
+
+def test_a_look_that_exceeds_the_budget_is_left_out(monkeypatch):
+    used = iter([0])
+    monkeypatch.setattr(memory.Budget, "in_use", lambda self: next(used, 10 * 2**20))
+    data = torch.randn(3, 10)
+    func = lambda x: torch.i0(F.linear(data, x)).square().sum()  # no row of the table: samples are changed
+    plan = hesse.plan("diagonal", func, torch.randn(4, 10), memory="3MiB")
+    why_not = {estimate.method: estimate.why_not for estimate in plan.estimates}
+    assert why_not["sweep"] == "the memory budget holds no second evaluation"
 
 
 def test_plan_refuses_what_the_answer_would():

@@ -1,5 +1,7 @@
 """Every row of the table of calls is a claim, and is checked on random inputs."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from hesse.calls.moving import Moving
 from hesse.calls.products import Product
 from hesse.calls.table import TABLE, canonical, row_of, site_of
 from hesse.tape.record import Recorder
-from hesse.tape.samples import ONE_SAMPLE
+from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
 def positive(*shape):
@@ -207,6 +209,71 @@ def test_row(name):
     if isinstance(first, Product):
         assert not blocks[0][0].any()
         assert not blocks[1][1].any()
+
+
+def assumptions(values):
+    """Places for the samples of some values, or of some of them, all of one number."""
+    choices = [[None, *(d for d, size in enumerate(v.tensor.shape) if size > 1)] for v in values]
+    for dims in itertools.product(*choices):
+        sizes = {v.tensor.shape[d] for v, d in zip(values, dims, strict=True) if d is not None}
+        if len(sizes) == 1:
+            (count,) = sizes
+            yield {v: Samples(count, d) for v, d in zip(values, dims, strict=True) if d is not None}
+
+
+def numbers_of(place, tensor):
+    """The sample of every element; -1 where they are not apart."""
+    if place.count == 1:
+        return torch.full((tensor.numel(),), -1)
+    return place.numbered(tensor.shape).flatten().long()
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_where_samples_go(name):
+    """An element of a sample is a function of that sample alone, and bends join no more than they may."""
+    function, *shapes = call_of(name)
+    tensors = [positive(*shape).requires_grad_() for shape in shapes]
+    with Recorder(tensors) as tape:
+        results = [
+            t for t in torch.utils._pytree.tree_leaves(function(*tensors)) if isinstance(t, torch.Tensor)
+        ]
+    call = next(call for call in tape.calls if canonical(call.name) == name)
+    if len(tape.calls) > 1:
+        return  # the row is that of one call among them
+    values = list(dict.fromkeys(call.inputs.values()))
+    told = 0
+    for places in assumptions(values):
+        site = site_of(call, list(places), places)
+        found = site.first.placed()
+        if found is None:
+            continue
+        told += 1
+        sampled = [v.tensor for v in places]
+
+        def flat(*some, sampled=sampled):
+            given = [dict(zip(map(id, sampled), some, strict=True)).get(id(t), t) for t in tensors]
+            made = torch.utils._pytree.tree_leaves(function(*given))
+            return torch.cat([t.double().reshape(-1) for t in made if t.requires_grad])
+
+        jacobian = torch.autograd.functional.jacobian(flat, tuple(sampled))
+        jacobian = torch.cat([part.flatten(1) for part in jacobian], 1)
+        own = torch.cat([numbers_of(place, v.tensor) for v, place in places.items()])
+        made = [t for t in results if t.requires_grad]
+        of = torch.cat([numbers_of(place, t) for place, t in zip(found, made, strict=True)])
+        assert not jacobian[(of[:, None] != own) & (of[:, None] >= 0)].any()
+        weights = x(len(jacobian))
+        hessian = torch.autograd.functional.hessian(
+            lambda *some, flat=flat, weights=weights: (flat(*some) * weights).sum(), tuple(sampled)
+        )
+        sizes = [t.numel() for t in sampled]
+        whole = torch.cat(
+            [torch.cat([b.reshape(n, -1) for b in row], 1) for n, row in zip(sizes, hessian, strict=True)]
+        )
+        if site.second.vanishes:
+            assert not whole.any()
+        if site.second.within:
+            assert not whole[own[:, None] != own].any()
+    assert told or name == "rmatmul"  # nobody calls it by itself
 
 
 def test_an_index_may_take_an_element_twice():

@@ -13,10 +13,10 @@ import torch
 
 from hesse.checks.certificate import Autograd, Certificate, Reference
 from hesse.checks.differences import Differences, require_graph
-from hesse.errors import ArgumentError, BudgetError, NonFiniteWarning, warn
-from hesse.look.evaluation import evaluated, remark, require_deterministic, value_of
+from hesse.errors import ArgumentError, BudgetError
+from hesse.look.evaluation import evaluated, glanced, remark, require_deterministic
 from hesse.look.explore import explore
-from hesse.look.finite import first_non_finite
+from hesse.look.finite import is_finite
 from hesse.look.gradient import Gradient, require_influence
 from hesse.look.meter import Meter
 from hesse.methods.base import MethodName, Question
@@ -111,14 +111,11 @@ def answer(
         progress,
         _looked_at(problem, budget, whole is None, strict, create_graph) as gradient,
     ):
-        trouble = first_non_finite(problem, gradient)
-        if trouble:
-            warn(NonFiniteWarning, f"{trouble}; second derivatives are not finite there either")
-        elif options.check or strict:
+        if is_finite(gradient.value) and (options.check or strict):
             require_graph(problem, gradient, strict)
         if strict:
             require_influence(problem, gradient, curved=question != "diagonal")
-        reference = None if trouble else _reference(options.check, problem, gradient)
+        reference = _reference(options.check, problem, gradient)
         meter = Meter(gradient, budget, size)
         check = reference is not None
         refused = _refused(whole)
@@ -181,27 +178,23 @@ def _looked_at(
 ) -> Iterator[Gradient]:
     """The gradient, after a first look that found its `structure` if that is of interest.
 
-    The function is evaluated at the point twice. The second time is only for its value, unless the graph of
-    the first one may hold what had to be put back for the look.
+    The function is evaluated at the point twice, and recorded the second time if that may help. Once more,
+    where the graph may hold what had to be put back for the look.
     """
     with ExitStack() as held:
-        evaluation = held.enter_context(evaluated(problem, strict, create_graph, structure))
-        if structure and budget.left() < 2 * budget.taken:  # a look is an evaluation and a gradient
-            held.close()
-            structure = False
-            evaluation = held.enter_context(evaluated(problem, strict, create_graph))
-            evaluation = replace(evaluation, untaped="the memory budget holds no second evaluation")
-        found = explore(problem, evaluation)
-        value = evaluation.value.detach()
+        glance = glanced(problem, create_graph, structure)
+        recorded = structure and glance.layered
+        evaluation = held.enter_context(evaluated(problem, strict, create_graph, recorded))
+        if evaluation.untaped:  # then the calls were others
+            glance = glanced(problem, create_graph)
+        require_deterministic(glance.value, evaluation.value)
+        found = explore(problem, evaluation, budget)
         if found.changed:
             held.close()
-            evaluation = held.enter_context(evaluated(problem, strict, create_graph, structure))
-            again = evaluation.value
-        else:
-            again = value_of(problem, create_graph, evaluation.tape is not None)
-        require_deterministic(value, again)
+            evaluation = held.enter_context(evaluated(problem, strict, create_graph, recorded))
+            require_deterministic(glance.value, evaluation.value)
         remark(evaluation)
-        yield Gradient(evaluation, found)
+        yield Gradient(replace(evaluation, seconds=glance.seconds), found)
 
 
 def _refused(whole: str | None) -> dict[MethodName, str]:

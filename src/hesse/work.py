@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from hesse.checks.certificate import Autograd, Certificate, Reference, certify
 from hesse.checks.differences import Differences, hiding
 from hesse.checks.suspects import suspects
 from hesse.errors import CertificateWarning, DerivativeWarning, NonFiniteWarning, warn
 from hesse.look.evaluation import calls_of
+from hesse.look.finite import first_non_finite, is_finite
 from hesse.look.gradient import Gradient, on_the_graph
 from hesse.look.meter import Meter
 from hesse.methods.base import Blocks, MethodName, Numbers, Question
@@ -68,14 +70,14 @@ class Work:
                 refused[plan.method] = str(error)
                 choice = self._choose("auto", refused)
                 continue
-            certificate = self._certificate(probes)
+            certificate = self._certificate(parts, probes)
             if certificate is None or self._stands(certificate, probes):
                 return parts, certificate, plan  # methods but dense make no graph
             self._warn_of(f"by {plan.method}", certificate, last=False)
             choice = self._choose("dense", refused)
         for schedule in self._schedules:
             parts, probes = self._run(choice, schedule)
-            certificate = self._certificate(probes)
+            certificate = self._certificate(parts, probes)
             if certificate is None or self._stands(certificate, probes):
                 break
             self._warn_of(str(schedule), certificate, last=not schedule.batched, symmetric=schedule.symmetric)
@@ -90,11 +92,27 @@ class Work:
         check = self.reference is not None
         return choose(self.question, self.problem, self.meter, method, check, refused, part=self.part)
 
-    def _certificate(self, probes: list[Probe]) -> Certificate | None:
-        if self.reference is None:
+    def _certificate(self, parts: list[Any], probes: list[Probe]) -> Certificate | None:
+        """What the check finds; None without one, or with nothing to compare with: that is warned of."""
+        trouble = self._trouble(parts)
+        if trouble:
+            warn(NonFiniteWarning, trouble)
+        if trouble or self.reference is None:
             return None
         reference = self.reference()
         return certify(reference, [*probes, *self._flat()] if reference.name == Differences.name else probes)
+
+    def _trouble(self, parts: list[Any]) -> str | None:
+        """What is not finite: of the gradient, where it will be needed anyway; else of the answer."""
+        graphed = self.reference is not None or self.gradient.has_graph
+        if graphed:
+            _ = self.gradient.parts
+        elif all(map(is_finite, pytree.tree_leaves(parts))):
+            return None
+        first = first_non_finite(self.problem, self.gradient)
+        if first is not None:
+            return f"{first}; second derivatives are not finite there either"
+        return None if graphed else f"the {self.question} holds a NaN or an infinity"
 
     def _flat(self) -> list[Probe]:
         """Of blocks that are zero because autograd sees no curvature, where differences may see one."""

@@ -14,6 +14,7 @@ from hesse.calls.facts import Map, Point
 from hesse.calls.products import Product
 from hesse.tape.record import Value
 from hesse.tape.replay import content
+from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
 class Convolution(Product):
@@ -37,6 +38,12 @@ class Convolution(Product):
         if layout.spread is None and not even:
             return None
         return cls(point, content(weight), layout)
+
+    def placed(self) -> Sequence[Samples] | None:
+        """As in the input, where they are images."""
+        (value,) = self.point.inputs
+        place = self.point.samples[value]
+        return [ONE_SAMPLE if place.dim else place]
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Columns that are the same for all samples only once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 
@@ -25,6 +26,7 @@ from hesse.calls.facts import (
 from hesse.calls.pieces import Across, OnElements, Piece
 from hesse.tape.record import Value
 from hesse.tape.replay import rerun
+from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
 class Separable(Map):
@@ -35,6 +37,12 @@ class Separable(Map):
         """Unless arguments are broadcast, so that elements meet several others."""
         shapes = {value.tensor.shape for value in point.call.inputs.values()}
         return cls(point) if len(shapes) == 1 else None
+
+    def placed(self) -> Sequence[Samples] | None:
+        """As in the inputs, or added up."""
+        (output,), place = self.point.outputs, self.point.place
+        same = output.tensor.shape == self.point.inputs[0].tensor.shape
+        return None if place is None else [place if same else ONE_SAMPLE]
 
     @property
     def leaves(self) -> Mapping[Value, Tensor]:
@@ -66,6 +74,13 @@ class Scaling(Separable):
     def of(cls, point: Point) -> Map | None:
         """Whatever is broadcast."""
         return cls(point)
+
+    def placed(self) -> Sequence[Samples] | None:
+        """As in the inputs, which may be broadcast along other dimensions."""
+        (output,) = self.point.outputs
+        places = {_broadcast(self.point.samples[v], v, output) for v in self.point.inputs}
+        place = places.pop()
+        return None if places or place is None else [place]
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the slopes."""
@@ -168,8 +183,17 @@ class Sum(Plus):
         return dict.fromkeys(self.point.inputs)
 
 
+def _broadcast(place: Samples, value: Value, output: Value) -> Samples | None:
+    """Where samples are in a result that a value is broadcast to; None where that repeats them."""
+    one, other = value.tensor.shape, output.tensor.shape
+    dim = place.dim + len(other) - len(one)
+    return replace(place, dim=dim) if other[dim] == one[place.dim] else None
+
+
 class Elements(Bend):
     """The second derivative of calls of single elements, `Separable` or `Scaling`."""
+
+    within = True
 
     def forecast(self) -> Forecast:
         """Diagonals; the block of a pair is made of two squares."""
@@ -221,6 +245,11 @@ class Elements(Bend):
 
 class OfFactors(Elements):
     """The second derivative of a product of elements."""
+
+    @property
+    def vanishes(self) -> bool:
+        """Of one live factor."""
+        return sum(value in self.point.inputs for value in self.point.call.inputs.values()) == 1
 
     def forecast(self) -> Forecast:
         """Nothing by a factor alone, unless it is there twice."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hesse.calls.diagonals import diagonal_of, enters_once, random_like, squared_rows
 from hesse.calls.pieces import Piece, Whole
+from hesse.calls.trial import tried
 from hesse.structure import NoStructure
 from hesse.tape.record import Call, Value
 from hesse.tape.replay import rerun
@@ -69,6 +70,12 @@ class Point:
     def again(self) -> tuple[dict[Value, Tensor], list[Tensor]]:
         """The call once more on leaves of its own: these, and its results."""
         return rerun(self.call, self.inputs)
+
+    @property
+    def place(self) -> Samples | None:
+        """Where the samples are in all live inputs; None where they are in several places."""
+        places = {self.samples[value] for value in self.inputs}
+        return places.pop() if len(places) == 1 else None
 
     def shape(self, value: Value) -> torch.Size:
         """Of one sample."""
@@ -152,6 +159,13 @@ class Map:
         """
         return iter(())
 
+    def placed(self) -> Sequence[Samples] | None:
+        """Where the samples of the live inputs, which are apart, are in every result; None: nobody knows.
+
+        A result has them apart, or is one sample: it adds them up, or is made of some of them.
+        """
+        return None
+
     def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """`(J ∘ J)ᵀ` times diagonals of the results; None is zero."""
         ones = self._pulled([torch.ones_like(v.tensor) for v in self.point.outputs])
@@ -182,8 +196,17 @@ class Map:
 class Bend:
     """The second derivative of a call: here by autograd, whatever the call."""
 
+    within = False
+    """Does it join no samples where the map tells where they are?"""
+
     def __init__(self, point: Point, first: Map) -> None:
         self.point, self.first = point, first
+
+    @property
+    def vanishes(self) -> bool:
+        """Is it zero everywhere?"""
+        results = self.point.again[1]
+        return slopes_against(self.point.again[0], results, [torch.ones_like(r) for r in results]) is None
 
     def forecast(self) -> Forecast:
         """What `against` may hand over."""
@@ -246,10 +269,7 @@ class Bend:
 
     def _by_sample(self, value: Value, tensor: Tensor, factors: Tensor) -> Tensor:
         batch_dim = self.point.samples[value]
-        if batch_dim.count < len(factors):
-            return tensor
-        first = batch_dim.first(tensor)
-        return batch_dim.back(first * factors.to(first).view(-1, *(1,) * (first.dim() - 1)))
+        return tensor if batch_dim.count < len(factors) else batch_dim.times(tensor, factors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,6 +317,11 @@ class Site:
 class Straight(Bend):
     """No second derivative."""
 
+    @property
+    def vanishes(self) -> bool:
+        """Everywhere."""
+        return True
+
     def forecast(self) -> Forecast:
         """Nothing."""
         return Forecast()
@@ -314,6 +339,10 @@ class Linear(Map):
     """A call that is linear in all of its arguments together."""
 
     linear = True
+
+    def placed(self) -> Sequence[Samples] | None:
+        """By a trial: numbers at random do not cancel, and what a linear map does is the same everywhere."""
+        return tried(self.point.call, self.point.inputs, self.point.samples)
 
 
 class Selecting(Linear):

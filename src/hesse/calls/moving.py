@@ -15,6 +15,7 @@ from hesse.calls.facts import Map, Point, Scales, Selecting, times
 from hesse.structure import NoStructure
 from hesse.tape.record import Value, leaves_of
 from hesse.tape.replay import contents, require_same
+from hesse.tape.samples import Samples, place_of
 
 
 class Moving(Selecting):
@@ -27,6 +28,13 @@ class Moving(Selecting):
     def of(cls, point: Point) -> Map | None:
         """Where its argument is live."""
         return cls(point) if point.inputs == list(point.call.inputs.values()) else None
+
+    def placed(self) -> Sequence[Samples] | None:
+        """Where the numbers of the samples go."""
+        (value,) = self.point.inputs
+        place = self.point.samples[value]
+        numbers = place.numbered(value.tensor.shape).to(value.tensor.device)
+        return [place_of(result, place.count) for result in self._moved(numbers)]
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Move every element to where it came from."""
@@ -83,11 +91,15 @@ class Moving(Selecting):
     @cached_property
     def _places(self) -> list[Tensor]:
         """Where in the argument the elements of every result are."""
+        return [result.long() for result in self._moved(self._numbers.double())]
+
+    def _moved(self, numbers: Tensor) -> list[Tensor]:
+        """What the call makes of something of its argument's shape."""
         call = self.point.call
-        results = leaves_of(call.again([self._numbers.double(), *call.arguments[1:]]))
+        results = leaves_of(call.again([numbers, *call.arguments[1:]]))
         if [r.shape for r in results] != [v.tensor.shape for v in self.point.outputs]:
             raise NoStructure(f"{call.name} made other results when it was run again")
-        return [result.long() for result in results]
+        return results
 
     @cached_property
     def _numbers(self) -> Tensor:
@@ -114,6 +126,9 @@ class Pooling(Moving):
 
     def _put(self, whole: Tensor, places: Tensor, parts: Tensor) -> None:
         whole.index_add_(1, places, parts)
+
+    def _moved(self, numbers: Tensor) -> list[Tensor]:
+        return [self.point.read.pool(numbers)[0]]
 
     @cached_property
     def _order(self) -> list[int] | None:

@@ -26,6 +26,7 @@ class Norm:
         input: its contents.
         size: elements of a row.
         weight: a tensor, a value that requires grad, or None; likewise `bias`.
+        lead: dimensions of the input that rows do not extend over.
         trailing: dimensions of the input behind those of weight and bias.
     """
 
@@ -34,6 +35,7 @@ class Norm:
     weight: Tensor | Value | None
     bias: Tensor | Value | None
     eps: float
+    lead: int
     trailing: int = 0
     centred: bool = True
 
@@ -62,14 +64,29 @@ class Normalised(RowMap):
     def __init__(self, point: Point, norm: Norm) -> None:
         super().__init__(point, None, norm.size)
         self.norm = norm
-        u = self.projected(self.rows(norm.input))
-        self.s = (u.square().mean(-1, keepdim=True) + norm.eps).sqrt()
-        self.x = u / self.s
 
     @classmethod
     def of(cls, point: Point) -> Map | None:
-        """Where the input alone is live."""
-        return None if only_input(point) is None else cls(point, point.read)
+        """Where the input alone is live, and rows do not extend over samples."""
+        value = only_input(point)
+        if value is None:
+            return None
+        place, norm = point.samples[value], point.read
+        return None if place.count > 1 and place.dim >= norm.lead else cls(point, norm)
+
+    @cached_property
+    def _centred(self) -> Tensor:
+        return self.projected(self.rows(self.norm.input))
+
+    @cached_property
+    def s(self) -> Tensor:
+        """The size of every row."""
+        return (self._centred.square().mean(-1, keepdim=True) + self.norm.eps).sqrt()
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The rows, normalised."""
+        return self._centred / self.s
 
     def projected(self, rows: Tensor) -> Tensor:
         """P times rows."""
@@ -138,12 +155,16 @@ class Standardised(Scaling):
     def __init__(self, point: Point) -> None:
         super().__init__(point)
         self._norm, self._deviation = point.read.norm, point.read.deviation
-        self._normalised = (self._norm.input - point.read.mean) / self._deviation
 
     @classmethod
     def of(cls, point: Point) -> Map | None:
         """Where the input alone is live, and the statistics are not its own."""
         return None if only_input(point) is None or point.read is None else cls(point)
+
+    @cached_property
+    def _normalised(self) -> Tensor:
+        normalised: Tensor = (self._norm.input - self.point.read.mean) / self._deviation
+        return normalised
 
     @cached_property
     def slopes(self) -> dict[Value, Tensor | None]:
@@ -152,7 +173,7 @@ class Standardised(Scaling):
 
     @cached_property
     def _slope(self) -> Tensor:
-        slope: Tensor = self._norm.scaled(torch.ones_like(self._normalised) / self._deviation)
+        slope: Tensor = self._norm.scaled(torch.ones_like(self._norm.input) / self._deviation)
         return slope
 
     @property
@@ -175,14 +196,16 @@ def read_layer_norm(
     input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Norm:
     """As `torch.nn.functional.layer_norm` and `torch.layer_norm` have their arguments."""
-    return Norm(content(input), math.prod(normalized_shape), weight, bias, eps)
+    read = content(input)
+    return Norm(read, math.prod(normalized_shape), weight, bias, eps, read.dim() - len(normalized_shape))
 
 
 def read_rms_norm(input: Any, normalized_shape: Any, weight: Any = None, eps: float | None = None) -> Norm:
     """As `torch.nn.functional.rms_norm`."""
     read = content(input)
     eps = torch.finfo(read.dtype).eps if eps is None else eps
-    return Norm(read, math.prod(normalized_shape), weight, None, eps, centred=False)
+    lead = read.dim() - len(normalized_shape)
+    return Norm(read, math.prod(normalized_shape), weight, None, eps, lead, centred=False)
 
 
 def read_group_norm(
@@ -190,7 +213,7 @@ def read_group_norm(
 ) -> Norm:
     """As `torch.nn.functional.group_norm`."""
     read = content(input)
-    return Norm(read, read[0].numel() // num_groups, weight, bias, eps, read.dim() - 2)
+    return Norm(read, read[0].numel() // num_groups, weight, bias, eps, 1, read.dim() - 2)
 
 
 def read_batch_norm(
@@ -210,5 +233,5 @@ def read_batch_norm(
     read = content(input)
     trailing = read.dim() - 2
     shape = (-1, *(1,) * trailing)
-    norm = Norm(read, 1, weight, bias, eps, trailing)
+    norm = Norm(read, 1, weight, bias, eps, read.dim(), trailing)
     return Statistics(norm, running_mean.view(shape), (running_var + eps).sqrt().view(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -13,6 +14,7 @@ from hesse.calls.facts import Bend, Forecast, Map, Point, grad, onto, slopes_aga
 from hesse.calls.pieces import Across, Piece
 from hesse.tape.record import Value
 from hesse.tape.replay import contents
+from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
 class Product(Map):
@@ -54,6 +56,27 @@ class MatrixProduct(Product):
         factors = point.call.arguments
         return cls(point) if point.call.spec == () and min(factor.dim() for factor in factors) > 1 else None
 
+    def placed(self) -> Sequence[Samples] | None:
+        """As in the factor that has them; one sample where products are added up over them."""
+        live = [(i, v) for i, v in self.point.call.inputs.items() if v in self.point.inputs]
+        places = {self._kept(position, value) for position, value in live}
+        return (
+            [places.pop() or ONE_SAMPLE]
+            if len(places) == 1 and (None not in places or len(live) == 1)
+            else None
+        )
+
+    def _kept(self, position: int, value: Value) -> Samples | None:
+        """Where the samples of a factor are in the result; None where that is a sum over them."""
+        place, shape, result = (
+            self.point.samples[value],
+            value.tensor.shape,
+            self.point.outputs[0].tensor.shape,
+        )
+        dim = place.dim + len(result) - len(shape)
+        summed = place.dim == len(shape) - (2 if position else 1)
+        return None if summed or result[dim] != shape[place.dim] else replace(place, dim=dim)
+
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Products with the other matrix."""
         (stack,) = columns
@@ -86,6 +109,12 @@ class MatrixMap(Product):
         """Where the weight is not live."""
         live = [position for position, value in point.call.inputs.items() if value in point.inputs]
         return cls(point) if live == [0] else None
+
+    def placed(self) -> Sequence[Samples] | None:
+        """As in the input, unless features are samples."""
+        (value,) = self.point.inputs
+        place = self.point.samples[value]
+        return [place if place.dim < value.tensor.dim() - 1 else ONE_SAMPLE]
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Multiply by the weight; columns that are the same for all samples only once."""
@@ -122,9 +151,14 @@ class MatrixMap(Product):
 class Crossed(Bend):
     """The second derivative of a product: by both factors, and by none alone."""
 
+    @property
+    def vanishes(self) -> bool:
+        """With one live factor."""
+        return len(self._live) == 1
+
     def forecast(self) -> Forecast:
         """A column for each coordinate of the narrower factor."""
-        if len(self._live) == 1:
+        if self.vanishes:
             return Forecast()
         return Forecast(rank=min(map(self.point.width, self._live))) if self._is_cross else super().forecast()
 
@@ -132,7 +166,7 @@ class Crossed(Bend):
         """For every coordinate of the narrower factor, by the other one."""
         (adjoint,), first = adjoints, self.first
         assert isinstance(first, Product)
-        if adjoint is None or len(self._live) == 1:
+        if adjoint is None or self.vanishes:
             return
         if not self._is_cross:
             yield from super().against(adjoints)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from hesse.calls.facts import Bend, Forecast, Map, Point, squared_parameters
 from hesse.calls.pieces import OnRows, Piece
 from hesse.tape.record import Value
 from hesse.tape.replay import contents
+from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
 @dataclass
@@ -62,6 +63,10 @@ class RowMap(Map):
         batch_dim = point.samples[value]
         return None if batch_dim.count > 1 and point.read == batch_dim.dim else cls(point, point.read)
 
+    def placed(self) -> Sequence[Samples] | None:
+        """As in the input."""
+        return [self._batch_dim]
+
     def rows(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """A tensor like the input as [*lead, N, R, d]."""
         first = self._batch_dim.first(tensor, lead)
@@ -105,6 +110,7 @@ class RowBend(Bend):
     """
 
     outer = 1
+    within = True
 
     def forecast(self) -> Forecast:
         """A diagonal, and few columns for every row."""
@@ -205,6 +211,11 @@ class LogSoftmaxBend(RowBend):
 
 class CrossEntropy(RowMap):
     r"""Cross entropy, $-\langle t, \log \mathrm{softmax}(u) \rangle$ with targets t for every row."""
+
+    def placed(self) -> Sequence[Samples] | None:
+        """Added up, or without the dimension of classes."""
+        place, dims = self._batch_dim, self.point.outputs[0].tensor.dim()
+        return [replace(place, dim=place.dim - (place.dim > self.point.read)) if dims else ONE_SAMPLE]
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """By autograd."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from hesse.calls.layouts import Layout, LinearLayout, Read, leaf_of
-from hesse.calls.table import row_of
+from hesse.calls.table import TABLE, canonical, row_of
 from hesse.runtime.graph import nodes
-from hesse.tape.record import Call, Value
+from hesse.tape.record import Call, Value, name_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,12 @@ class LayerCall:
     name: str
     through: Value
     moves: bool
+
+
+def may_be_layer(func: Callable[..., Any]) -> bool:
+    """Are there calls of this function that are layers?"""
+    row = TABLE.get(canonical(name_of(func)))
+    return row is not None and row.is_layer
 
 
 def layer_call(call: Call) -> LayerCall | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from hesse.calls.weights import LayerCall, layer_call
+from hesse.calls.weights import LayerCall, layer_call, may_be_layer
 from hesse.errors import (
     HesseError,
     IndependentError,
@@ -30,7 +30,7 @@ from hesse.runtime.graph import nodes, variables
 from hesse.runtime.isolation import isolated
 from hesse.runtime.watch import Watch
 from hesse.structure import NoStructure, sought
-from hesse.tape.composites import TakenApart
+from hesse.tape.composites import COMPOSITES, TakenApart
 from hesse.tape.record import Call, Recorder, Value
 
 Gradients = Sequence[Tensor | None]
@@ -172,11 +172,29 @@ def remark(evaluation: Evaluation) -> None:
         )
 
 
-def value_of(problem: Problem, create_graph: bool = False, recorded: bool = False) -> Tensor:
-    """The function's value alone, from an evaluation by the same calls as one that is `recorded`, or not."""
+@dataclass(frozen=True)
+class Glance:
+    """What an evaluation tells that nothing is kept of.
+
+    Attributes:
+        value: the function's value.
+        layered: it calls what may be a layer, or hides one.
+        seconds: what it took.
+    """
+
+    value: Tensor
+    layered: bool
+    seconds: float
+
+
+def glanced(problem: Problem, create_graph: bool = False, recorded: bool = False) -> Glance:
+    """Evaluate the problem for its value alone, by the calls of an evaluation that is `recorded`, or not."""
     apart = TakenApart() if recorded else nullcontext()
     with isolated(third_order=create_graph) as watch, errors_explained(), apart:
-        return evaluate(problem, problem.leaves(), watch).detach()
+        began = time.perf_counter()
+        value = evaluate(problem, problem.leaves(), watch).detach()
+        layered = any(func in COMPOSITES or may_be_layer(func) for func in watch.called)
+        return Glance(value, layered, time.perf_counter() - began)
 
 
 def require_deterministic(value: Tensor, again: Tensor) -> None:

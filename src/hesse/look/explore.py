@@ -1,41 +1,67 @@
-"""A first look at a function, before it is differentiated twice: its gradient, its time, its samples."""
+"""A first look at a function, before it is differentiated twice: where its samples are."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
 from hesse.look.evaluation import Evaluation, Gradients, errors_explained, evaluate
-from hesse.look.perturb import Exploration, Noise, Perturbing, data_of, everywhere, noticed, nudged, pushed
+from hesse.look.perturb import (
+    Exploration,
+    Noise,
+    Perturbing,
+    everywhere,
+    met_by_parameters,
+    noticed,
+    nudged,
+    pushed,
+)
+from hesse.look.placing import apart, placed, sample_place
 from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
+from hesse.runtime.memory import Budget
 from hesse.structure import NoStructure, refusing, sought
 from hesse.tape.record import Call
 from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
-def explore(problem: Problem, first: Evaluation) -> Exploration:
-    """Take the gradient; where calls were recorded, evaluate once or twice more to find the samples.
+def explore(problem: Problem, first: Evaluation, budget: Budget) -> Exploration:
+    """Find the samples: by the table or, where that does not tell, by an evaluation or two with some changed.
 
-    What the evaluations changed is put back. Random numbers go on from where they are.
+    For that, what the first evaluation changed is put back. Random numbers go on from where they are.
     """
-    known = Exploration(seconds=first.seconds, changed=first.watch.changed, why_not=first.untaped)
+    known = Exploration(why_not=first.untaped)
     if first.tape is None:
-        first.watch.restore()
         return known
-    began = time.perf_counter()
-    layers = {layer.order for layer in first.layers}
-    met = [call for call in first.tape.calls if call.order in layers or data_of(call)]
+    layers = {layer.order: layer for layer in first.layers}
+    known = replace(known, samples=dict.fromkeys(layers, ONE_SAMPLE))
+    if not layers or first.tape.hidden or not first.value.requires_grad:
+        return known
+    with suppress(NoStructure), sought():
+        places = placed(first)
+        if places is not None and apart(layers, places):
+            samples = {order: sample_place(layer, places) for order, layer in layers.items()}
+            batch_dims = [[places.get(value) for value in call.outputs] for call in first.tape.calls]
+            return replace(known, samples=samples, batch_dims=batch_dims)
+    if budget.left() < 2 * budget.taken:  # a look is an evaluation and a gradient
+        return replace(known, why_not="the memory budget holds no second evaluation")
+    return _by_changes(problem, first, layers, known)
+
+
+def _by_changes(
+    problem: Problem, first: Evaluation, layers: Container[int], known: Exploration
+) -> Exploration:
+    """What evaluations with some samples changed tell."""
+    assert first.tape is not None
+    met = [call for call in first.tape.calls if call.order in layers or met_by_parameters(call)]
     gradient, by_met = first.gradients([call.outputs[0] for call in met], create_graph=False)
-    seconds = first.seconds + time.perf_counter() - began
+    changed = first.watch.changed
     first.watch.restore()
-    known = replace(known, samples=dict.fromkeys(layers, ONE_SAMPLE), gradient=gradient, seconds=seconds)
     best, reasons = known, []
-    hopeless = not layers or first.tape.hidden or not first.value.requires_grad
-    for dim in () if hopeless else (0, 1):
+    for dim in (0, 1):
         try:
             look = _looked(problem, first, met, by_met, dim)
         except NoStructure as error:
@@ -43,12 +69,10 @@ def explore(problem: Problem, first: Evaluation) -> Exploration:
             continue
         if _separate(look.samples) > _separate(best.samples):
             best = look
-        if _separate(best.samples) == len(layers):
+        if _separate(best.samples) == len(known.samples):
             break
     why_not = None if best is not known else next(iter(reasons), None)
-    return replace(
-        known, samples=best.samples, batch_dims=best.batch_dims, touching=best.touching, why_not=why_not
-    )
+    return Exploration(best.samples, best.batch_dims, best.touching, gradient, changed, why_not)
 
 
 def _separate(samples: Mapping[int, Samples]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from hesse.calls.weights import LayerCall, tappable
@@ -18,7 +19,7 @@ from hesse.look.layer import Layer
 from hesse.look.perturb import NOT_EXPLORED, Exploration
 from hesse.probe import random_signs
 from hesse.problem import Problem
-from hesse.runtime.graph import made
+from hesse.runtime.graph import made, nodes
 from hesse.tape.record import Call, Recorder, Value
 from hesse.tape.samples import ONE_SAMPLE, Samples
 
@@ -72,7 +73,16 @@ class Gradient:
     @property
     def plain(self) -> Gradients:
         """The gradient by each leaf, with or without its graph."""
-        return self.parts if self.found.gradient is None else self.found.gradient
+        return self.parts if self.has_graph else self._without_graph
+
+    @property
+    def has_graph(self) -> bool:
+        """Has its graph been asked for?"""
+        return "_graphed" in vars(self)
+
+    @cached_property
+    def _without_graph(self) -> Gradients:
+        return self.found.gradient or self.evaluation.gradients([], create_graph=False)[0]
 
     @property
     def parts(self) -> Gradients:
@@ -107,10 +117,15 @@ class Gradient:
         ]
         return parts, sorted(layers, key=lambda layer: layer.call.order)
 
-    @property
+    @cached_property
     def reached(self) -> list[int]:
         """Indices of the tensors that the value depends on."""
-        return [i for i, part in enumerate(self.plain) if part is not None]
+        found = set(nodes([self.value]))
+        return [
+            i
+            for i, leaf in enumerate(self.leaves)
+            if leaf is self.value or (leaf.requires_grad and _node(leaf) in found)
+        ]
 
     @property
     def curved(self) -> list[int]:
@@ -194,6 +209,11 @@ class Gradient:
     def moved(self, layer: Layer, vector: Tensor, others: Sequence[Layer]) -> list[Tensor]:
         """A vector of the shape of a layer's input times the derivative of that by the outputs of others."""
         return _by_outputs([layer.call.input], [vector], others)
+
+
+def _node(leaf: Tensor) -> Node:
+    """Where the gradient by a leaf is found in autograd's graph."""
+    return get_gradient_edge(leaf).node
 
 
 def _by_outputs(

@@ -56,7 +56,7 @@ class Rates:
 
     Attributes:
         start: seconds to get ready for an evaluation.
-        call: seconds to record a call and make its nodes.
+        call: seconds to make a call and its nodes.
         node: seconds for a node of a backward pass, or a call, whatever its size.
         batch: seconds of a node when several vectors are batched.
         move: bytes a second, of tensors that stay in the cache for the most part.
@@ -116,8 +116,11 @@ class Meter:
         self._taken = self._budget.taken
         return self.left
 
-    def fit(self, column: int) -> Room:
-        """Room for batches of columns that are predicted to take so many bytes."""
+    def fit(self, column: int, there: int = 0) -> Room:
+        """Room for batches of columns that are predicted to take so many bytes.
+
+        `there`: bytes of the answer that another method has made, which may have left more behind.
+        """
         if self.workspace < column and not self._warned:
             self._warned = True
             warn(
@@ -126,12 +129,13 @@ class Meter:
                 f"which the memory budget of {show(self._budget.total)} does not hold beside the answer: "
                 f"it is exceeded; raise memory=, or checkpoint parts of func (use_reentrant=False)",
             )
-        return Room(self.workspace, column, self._budget.in_use)
+        workspace = min(self.workspace, self.left + there) if there else self.workspace
+        return Room(workspace, column, self._budget.in_use)
 
     @property
     def product(self) -> float:
-        """Seconds of one plain product, at least: what an evaluation and a gradient took."""
-        return self.gradient.found.seconds
+        """Seconds of one plain product, at least: what an evaluation and a gradient take."""
+        return 3 * self.gradient.evaluation.seconds
 
     @cached_property
     def _spans(self) -> Spans:
@@ -157,16 +161,15 @@ class Meter:
     def _scale(self) -> float:
         """How much slower this machine is at this function."""
         count, moved = self._own_spans.between(0, self._forward)
-        calls, operations = self._done
+        _, operations = self._done
         predicted = (
             self.rates.start
-            + len(calls) * self.rates.call
-            + count * self.rates.node
+            + count * self.rates.call
             + moved / self.rates.move
-            + 3 * operations[-1] / self.rates.multiply
+            + operations[-1] / self.rates.multiply
         )
-        # The square root: of a small function, the gradient's time says as much of Python as of the passes.
-        return min(2.0, max(0.5, math.sqrt(self.gradient.found.seconds / predicted)))
+        # The square root: of a small function, its time says as much of Python as of the passes.
+        return min(2.0, max(0.5, math.sqrt(self.gradient.evaluation.seconds / predicted)))
 
     @cached_property
     def column(self) -> int:
@@ -176,7 +179,7 @@ class Meter:
     @property
     def preparation(self) -> Cost:
         """What comes before the first product, whatever the method: some evaluations with their gradients."""
-        return Cost(seconds=3 * self.gradient.found.seconds)
+        return Cost(seconds=3 * self.product)
 
     def products(self, columns: int, first: int, last: int, bytes_: int, limit: int = CHUNK) -> Cost:
         """Products with the derivative of a gradient made at `last` by a place made at `first`."""

@@ -9,7 +9,7 @@ contrastive loss. No rules for any call are needed, and no second derivative.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from hesse.calls.weights import LayerCall, layer_call
+from hesse.look.placing import data_of, lead
 from hesse.tape.record import Call, Recorder
-from hesse.tape.samples import ONE_SAMPLE, Samples
+from hesse.tape.samples import ONE_SAMPLE, Samples, possible
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class Exploration:
             to do with them. Empty where samples were not found.
         touching: name of a call from which on samples touch; None where they do nowhere.
         gradient: by each leaf, without a graph; None where it was not taken.
-        seconds: time of the evaluation and its gradient.
         changed: the evaluation changed something in place. It was put back, so that its graph may hold what
             has been overwritten.
         why_not: why no samples were found, if something went wrong.
@@ -41,7 +41,6 @@ class Exploration:
     batch_dims: Sequence[Sequence[Samples | None]] = ()
     touching: str | None = None
     gradient: Sequence[Tensor | None] | None = None
-    seconds: float = 0.0
     changed: bool = False
     why_not: str | None = None
 
@@ -100,7 +99,7 @@ class Perturbing(Recorder):
 
     def _meets_data(self, call: Call, result: Any) -> bool:
         """Do parameters meet data here, and samples come in with it: positions added to tokens, say?"""
-        data = data_of(call) if self.count > 1 and isinstance(result, Tensor) else []
+        data = met_by_parameters(call) if self.count > 1 and isinstance(result, Tensor) else []
         return bool(data) and all(
             tensor.dim() > self._dim and tensor.shape[self._dim] == self.count for tensor in (result, *data)
         )
@@ -114,7 +113,7 @@ class Perturbing(Recorder):
             batch_dim = Samples(self.count, self._dim)
             fits = self._dim < layer.input.dim() and layer.input.shape[self._dim] == self.count
             batch_dim = batch_dim if fits else None
-        return batch_dim if batch_dim is not None and batch_dim.dim < _lead(layer) else ONE_SAMPLE
+        return batch_dim if batch_dim is not None and batch_dim.dim < lead(layer) else ONE_SAMPLE
 
 
 def _entering_data(
@@ -124,31 +123,16 @@ def _entering_data(
 
     They come in by layers, or by what parameters are added to; else the first layer has them.
     """
-    data = [layer.input for layer in entering if dim < _lead(layer)]
+    data = [layer.input for layer in entering if dim < lead(layer)]
     if data:
         return data
-    met = next(filter(None, map(data_of, calls)), [layer.input for layer in layers[:1]])
+    met = next(filter(None, map(met_by_parameters, calls)), [layer.input for layer in layers[:1]])
     return [tensor for tensor in met if dim < tensor.dim() - 1]
 
 
-def data_of(call: Call) -> list[Tensor]:
-    """The arguments with numbers in all dimensions of the result, where the others are parameters."""
-    dims = call.outputs[0].tensor.dim()
-    if any(value.leaf is None for value in call.inputs.values()):
-        return []
-    return [
-        argument
-        for i, argument in enumerate(call.arguments)
-        if i not in call.inputs
-        and isinstance(argument, Tensor)
-        and argument.is_floating_point()
-        and argument.dim() == dims
-    ]
-
-
-def _lead(layer: LayerCall) -> int:
-    """How many leading dimensions the input has that are not the layer's own."""
-    return layer.input.dim() - layer.layout.own[0]
+def met_by_parameters(call: Call) -> list[Tensor]:
+    """The data of a call whose other arguments are parameters."""
+    return data_of(call) if all(value.leaf is not None for value in call.inputs.values()) else []
 
 
 def chosen(count: int) -> Tensor:
@@ -191,27 +175,17 @@ def found(before: Tensor, after: Tensor, which: Tensor) -> Samples | None:
     if torch.equal(before, after):
         return None
     alone = _left_alone(which, before)
-    possible = list(_possible(before.shape, len(which)))
-    for batch_dim in possible:  # what was left alone is mostly the same to the bit
+    places = list(possible(before.shape, len(which)))
+    for batch_dim in places:  # what was left alone is mostly the same to the bit
         if torch.equal(batch_dim.some(before, alone), batch_dim.some(after, alone)):
             return batch_dim
     changed = differs(before, after)
     if not bool(changed.any()):
         return None
-    for batch_dim in possible:
+    for batch_dim in places:
         if not bool(batch_dim.some(changed, alone).any()):
             return batch_dim
     return ONE_SAMPLE
-
-
-def _possible(shape: torch.Size, count: int) -> Iterator[Samples]:
-    """The places that a tensor has for samples: flattened with others, they are in front or behind."""
-    for dim, size in enumerate(shape):
-        if size % count == 0:
-            others = size // count
-            yield Samples(count, dim, 1, others)
-            if others > 1:
-                yield Samples(count, dim, others, 1)
 
 
 def _left_alone(which: Tensor, like: Tensor) -> Tensor:

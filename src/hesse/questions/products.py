@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hesse.checks.differences import require_graph
 from hesse.errors import ArgumentError, NonFiniteWarning, warn
-from hesse.look.evaluation import evaluated, remark, require_deterministic, value_of
+from hesse.look.evaluation import evaluated, glanced, remark, require_deterministic
 from hesse.look.finite import first_non_finite, is_finite
 from hesse.look.gradient import Gradient, on_the_graph, require_influence
 from hesse.problem import Problem, from_function
@@ -186,7 +186,7 @@ def _differentiable(problem: Problem, create_graph: bool, strict: bool) -> Itera
                 require_influence(problem, gradient, curved=True)
             yield gradient
         if random_numbers.used:  # they may be what the function depends on (dropout)
-            require_deterministic(gradient.value, value_of(problem))
+            require_deterministic(gradient.value, glanced(problem).value)
 
 
 def _finished(problem: Problem, gradient: Gradient, products: Sequence[Tensor]) -> None:

@@ -43,6 +43,7 @@ class Watch(TorchFunctionMode):
         third_order: take norms from elementary operations.
         fused_norm: a fused norm was called.
         nested_gradient: the function differentiates, and uses the result in a differentiable way.
+        called: the functions of the torch API that were.
     """
 
     def __init__(self, third_order: bool, autocasts: Autocasts) -> None:
@@ -53,6 +54,7 @@ class Watch(TorchFunctionMode):
         self.ungraphed: str | None = None
         self.random = random_state.current()
         self._autocasts = autocasts
+        self.called: set[Callable[..., Any]] = set()
         self._entered = ExitStack()
         self._coarser: set[torch.dtype] = set()
         self._coarse: list[Coarse] = []
@@ -80,6 +82,7 @@ class Watch(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        self.called.add(func)
         if not torch.is_grad_enabled() and self.ungraphed is None:
             self._note_ungraphed(func, args)
         if "out" in kwargs:

@@ -70,8 +70,7 @@ class Call:
     @property
     def name(self) -> str:
         """The function's own name; for a property such as `x.T`, the property's."""
-        name: str = getattr(self.func, "__name__", str(self.func))
-        return getattr(self.func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
+        return name_of(self.func)
 
     def again(self, arguments: Sequence[Any]) -> Any:
         """The same call with other arguments."""
@@ -91,6 +90,12 @@ class Call:
             return arguments[:count], dict(zip(self.spec, arguments[count:], strict=True))
         args, kwargs = pytree.tree_unflatten(list(arguments), self.spec)
         return args, kwargs
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """A function's own name; for a property such as `x.T`, the property's."""
+    name: str = getattr(func, "__name__", str(func))
+    return getattr(func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
 
 
 class Recorder(TakenApart):

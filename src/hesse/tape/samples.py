@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -60,12 +61,41 @@ class Samples:
     def _run_of(self, tensor: Tensor, numbers: range, dim: int) -> Tensor:
         return tensor.narrow(dim, numbers.start * self.inner, len(numbers) * self.inner)
 
+    def times(self, tensor: Tensor, factors: Tensor) -> Tensor:
+        """Every sample times a factor of its own, [count]."""
+        first = self.first(tensor)
+        return self.back(first * factors.to(first).view(-1, *(1,) * (first.dim() - 1)))
+
+    def numbered(self, shape: torch.Size) -> Tensor:
+        """A tensor of this shape that holds the number of the sample everywhere."""
+        first = self.first(torch.empty(shape, device="meta"))
+        numbers = torch.arange(self.count, dtype=torch.float64)
+        return self.back(numbers.view(-1, *(1,) * (first.dim() - 1)).expand(first.shape)).contiguous()
+
     def narrowed(self, numbers: range) -> Samples:
         """Where these samples are once a tensor holds only them."""
         return replace(self, count=len(numbers)) if len(numbers) > 1 else ONE_SAMPLE
 
 
 ONE_SAMPLE = Samples()
+
+
+def possible(shape: torch.Size, count: int) -> Iterator[Samples]:
+    """The places that a tensor has for samples: flattened with others, they are in front or behind."""
+    for dim, size in enumerate(shape):
+        if size and size % count == 0:
+            others = size // count
+            yield Samples(count, dim, 1, others)
+            if others > 1:
+                yield Samples(count, dim, others, 1)
+
+
+def place_of(numbers: Tensor, count: int) -> Samples:
+    """Where samples are in a tensor that holds their numbers; one sample, if not apart or not all there."""
+    for place in possible(numbers.shape, count):
+        if torch.equal(place.numbered(numbers.shape).to(numbers), numbers):
+            return place
+    return ONE_SAMPLE
 
 
 def most(places: Mapping[Any, Samples]) -> int:

@@ -63,9 +63,8 @@ def run(
     found = {i for i, _ in known}
     rows = [i for i in gradient.curved_beside(found) if gradient.leaves[i].numel()]
     answer = ANSWERS[question](gradient, schedule, create_graph, rows, known)
-    _fill(
-        answer, {i: _all(gradient, i) for i in rows}, width_of(question, gradient), meter, schedule, progress
-    )
+    width, there = width_of(question, gradient), sum(block.nbytes for block in known.values())
+    _fill(answer, {i: _all(gradient, i) for i in rows}, width, meter, schedule, progress, there)
     parts = answer.finish()
     return Outcome(parts, answer.probes() if check else [])
 
@@ -108,17 +107,19 @@ def _fill(
     meter: Meter,
     schedule: Schedule,
     progress: Progress,
+    there: int = 0,
 ) -> None:
     """Give the answer rows of some tensors, in chunks.
 
-    `numbers`: of the rows' coordinates, by their tensor; `width`: bytes of a row, at most.
+    `numbers`: of the rows' coordinates, by their tensor; `width`: bytes of a row, at most; `there`: of the
+    answer, how much is known.
     """
     gradient = meter.gradient
     sizes = {i: len(own) for i, own in numbers.items()}
     if not sizes:
         return
     # A row exists twice for a moment: as the pass returns it and in the answer's layout.
-    room = meter.fit(_column(gradient) + 2 * width)
+    room = meter.fit(_column(gradient) + 2 * width, there)
     if not schedule.batched:
         room.lower(1)
     chunks = ChunkSize(room, sum(sizes.values()), meter.product)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.models.catalogue import science
 
 T = TypeVar("T")
 Function = Callable[..., Tensor]
@@ -174,15 +176,54 @@ def pooled_cnn() -> Classifier:
     return _classifier(model, torch.randn(32, 1, 28, 28), 10)
 
 
+def residual_cnn_pooled() -> Classifier:
+    """As `residual_cnn` with ReLU, max pooling after the first layer."""
+    classifier = residual_cnn(nn.ReLU)
+    assert isinstance(classifier.model, nn.Sequential)
+    classifier.model.insert(2, nn.MaxPool2d(2))
+    return classifier
+
+
+class _Bottleneck(nn.Sequential):
+    """What a residual block of ResNet-18 or ResNet-50 adds to its input."""
+
+    def __init__(self, channels: int, width: int, stride: int, deep: bool) -> None:
+        if deep:
+            shapes = [(channels, width, 1, 1), (width, width, 3, stride), (width, 4 * width, 1, 1)]
+        else:
+            shapes = [(channels, width, 3, stride), (width, width, 3, 1)]
+        layers = [layer for shape in shapes for layer in (*_normed_convolution(*shape), nn.ReLU())]
+        super().__init__(*layers[:-1])
+
+
+def _normed_convolution(channels: int, out: int, size: int, stride: int) -> tuple[nn.Module, nn.Module]:
+    norm = nn.BatchNorm2d(out)
+    nn.init.normal_(norm.running_mean, std=0.1)
+    nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return nn.Conv2d(channels, out, size, stride, padding=size // 2, bias=False), norm
+
+
+def whole_resnet(blocks: Sequence[int], deep: bool) -> Classifier:
+    """A ResNet as torchvision has it, max pooling included, its norms with the statistics of nobody."""
+    layers: list[nn.Module] = [*_normed_convolution(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    channels = 64
+    for stage, count in enumerate(blocks):
+        width = 64 * 2**stage
+        out = 4 * width if deep else width
+        for block in range(count):
+            stride = 2 if stage and not block else 1
+            shortcut = stride > 1 or channels != out
+            body = _Bottleneck(channels, width, stride, deep)
+            way = nn.Sequential(*_normed_convolution(channels, out, 1, stride)) if shortcut else None
+            layers += [_Residual(body, way), nn.ReLU()]
+            channels = out
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return _classifier(model.eval(), torch.randn(4, 3, 64, 64), 10)
+
+
 def resnet18() -> Classifier:
     """The shape of ResNet-18 for small images, its norms with the statistics of nobody's training."""
-
-    def conv(channels: int, out: int, size: int, stride: int) -> tuple[nn.Module, nn.Module]:
-        norm = nn.BatchNorm2d(out)
-        nn.init.normal_(norm.running_mean, std=0.1)
-        nn.init.uniform_(norm.running_var, 0.5, 1.5)
-        return nn.Conv2d(channels, out, size, stride, padding=size // 2, bias=False), norm
-
+    conv = _normed_convolution
     layers = [*conv(3, 64, 3, 1), nn.ReLU()]
     channels = 64
     for out in (64, 64, 128, 128, 256, 256, 512, 512):
@@ -359,6 +400,12 @@ RESIDUAL_CNNS = (
         partial(residual_cnn, nn.SiLU),
         sample=16,
     ),
+    Case(
+        "relu-resnet-maxpool",
+        "two residual blocks of 16 channels, ReLU, max pooling, 64 images of 8x8",
+        residual_cnn_pooled,
+        sample=16,
+    ),
     Case("relu-maxpool", "two convolutions, ReLU, max pooling, 32 images of 28x28", pooled_cnn, sample=16),
 )
 
@@ -369,6 +416,61 @@ RESNET_18 = Case(
     sample=1,
 )
 
-HESSIAN_CASES = (*COMMON, *MLPS[1:])
-DIAGONAL_CASES = (*COMMON, WIDE_MLP, *DEEP_MLPS, TRANSFORMER_2, *RESIDUAL_CNNS, RESNET_18)
+# As torchvision has them.
+WHOLE_RESNETS = (
+    Case(
+        "resnet-18-64",
+        "ResNet-18 with max pooling, batch norm in eval mode, 4 images of 64x64",
+        partial(whole_resnet, (2, 2, 2, 2), False),
+        sample=1,
+    ),
+    Case(
+        "resnet-50-64",
+        "ResNet-50 with max pooling, batch norm in eval mode, 4 images of 64x64",
+        partial(whole_resnet, (3, 4, 6, 3), True),
+        sample=1,
+    ),
+)
+
+
+def marginal_likelihood() -> Problem:
+    """Of a Gaussian process with an RBF kernel, by the logarithms of its parameters."""
+    points, targets, identity = torch.randn(60, 3), torch.randn(60), torch.eye(60)
+    squared = (points[:, None] - points[None]).square().sum(-1)
+
+    def func(logarithms: Tensor) -> Tensor:
+        variance, length, noise = logarithms.exp().unbind()
+        factor = torch.linalg.cholesky(variance * torch.exp(-0.5 * squared / length**2) + noise * identity)
+        whitened = torch.linalg.solve_triangular(factor, targets[:, None], upper=False)
+        return 0.5 * whitened.square().sum() + factor.diagonal().log().sum()
+
+    return func, (torch.tensor([0.0, 0.3, -1.0]),)
+
+
+def _textbook(build: Callable[[], Any]) -> Problem:
+    problem = build()
+    return problem if isinstance(problem, tuple) else (problem.func, problem.tensors)
+
+
+SMALL = tuple(
+    Case(f"small-{name}", description, partial(_textbook, build))
+    for name, description, build in (
+        ("logistic", "logistic regression of 8 coefficients, 200 samples", science.logistic_regression),
+        (
+            "gp",
+            "marginal likelihood of a Gaussian process by 3 parameters of its kernel",
+            marginal_likelihood,
+        ),
+        ("kalman", "state space of 40 steps by a Kalman filter, 6 parameters", science.kalman_filter),
+        ("hmm", "hidden Markov model of 5 states, 50 steps, 60 parameters", science.hidden_markov),
+        ("garch", "likelihood of a GARCH(1, 1) process of 120 steps, 3 parameters", science.garch),
+        ("ode", "misfit of an ODE integrated by 60 steps of RK4, 6 parameters", science.runge_kutta),
+    )
+)
+
+HESSIAN_CASES = (*COMMON, *MLPS[1:], *SMALL)
+DIAGONAL_CASES = (
+    *(*COMMON, WIDE_MLP, *DEEP_MLPS, TRANSFORMER_2),
+    *(*RESIDUAL_CNNS, RESNET_18, *WHOLE_RESNETS),
+)
 HVP_CASES = (*COMMON, LARGE_MLP)

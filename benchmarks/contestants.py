@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,7 @@ Derived = dict[str, float | str]
 
 _FLOOR = "matrix-product floor"
 _PER_SAMPLE = "10 batched per-sample gradients"
+_GRADIENT = "one gradient"
 _BACKPACK = "BackPACK DiagHessian"
 _BATCHED = "one product per coordinate, batched"
 _LOOP = "one product per coordinate, the loop of torch_secorder"
@@ -43,6 +45,7 @@ _RATIOS = {
 YARDSTICKS = {
     _FLOOR: "seconds_over_floor",
     _PER_SAMPLE: "seconds_over_per_sample_gradients",
+    _GRADIENT: "seconds_over_gradient",
 }
 
 _CHUNK = 128  # products in a batch, where plain autograd batches them
@@ -84,6 +87,7 @@ def hessian(case: Case, device: str) -> Contestants:
     contestants: Contestants = {
         "hesse.hessian": ours,
         "hesse.hessian(check=False)": partial(ours, check=False),
+        "hesse.hessian(method=plan, check=False)": given_back(partial(ours, check=False)),
         "torch.func.hessian": lambda: torch.func.hessian(helped, every)(*tensors),
         "torch.func.jacrev(jacrev), chunks of 256": lambda: rows(rows(helped), chunk_size=256)(*tensors),
         "torch.autograd.functional.hessian": functional,
@@ -110,10 +114,17 @@ def diagonal(case: Case, device: str) -> Contestants:
     sweep = partial(ours, method="sweep")
     unchecked = {'hesse.hessian_diagonal(method="sweep", check=False)': partial(sweep, check=False)}
     if coordinates > _SWEEP_ALONE_FROM:
-        return {'hesse.hessian_diagonal(method="sweep")': sweep, **unchecked}
+        given = given_back(partial(ours, check=False))
+        return {
+            "hesse.hessian_diagonal": ours,
+            **unchecked,
+            "hesse.hessian_diagonal(method=plan, check=False)": given,
+            _GRADIENT: lambda: torch.autograd.grad(func(*leaves), leaves),
+        }
     contestants: Contestants = {
         "hesse.hessian_diagonal": ours,
         "hesse.hessian_diagonal(check=False)": partial(ours, check=False),
+        "hesse.hessian_diagonal(method=plan, check=False)": given_back(partial(ours, check=False)),
         'hesse.hessian_diagonal(method="taps")': partial(ours, method="taps"),
         **unchecked,
     }
@@ -135,10 +146,24 @@ def diagonal(case: Case, device: str) -> Contestants:
 def hvp(case: Case, device: str) -> Contestants:
     func, tensors = case.problem(device)
     helped, v = case.for_peers(func), tuple(torch.randn_like(tensor) for tensor in tensors)
+    plan = hesse.plan("hvp", func, tensors)
     return {
         "hesse.hvp": lambda: hesse.hvp(func, tensors, v),
+        "hesse.hvp(method=plan)": lambda: hesse.hvp(func, tensors, v, method=plan),
         "by hand": lambda: double_backward(helped, tensors, v),
     }
+
+
+def given_back(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """A question with the plan of its first answer."""
+    made: list[Any] = []
+
+    def again(**options: Any) -> Any:
+        if not made:
+            made.append(ask(full_output=True).plan)
+        return ask(method=made[0], **options)
+
+    return again
 
 
 def beside(ours: str, seconds: Seconds) -> Derived:
@@ -156,6 +181,9 @@ def beside(ours: str, seconds: Seconds) -> Derived:
         derived |= {"fastest_peer": fastest, "ratio_to_fastest_peer": peers[fastest] / own}
     derived |= {key: peers[name] / own for name, key in _RATIOS.items() if name in peers}
     derived |= {key: own / seconds[name] for name, key in YARDSTICKS.items() if name in seconds}
+    given = next((taken for name, taken in seconds.items() if "method=plan" in name), None)
+    if given and peers:
+        derived["ratio_of_plan_to_fastest_peer"] = peers[fastest] / given
     return derived
 
 
@@ -163,7 +191,11 @@ def beside_hand(seconds: Seconds) -> Derived:
     """How many times longer than the hand-written product hesse takes."""
     if len(seconds) < 2:
         return {}
-    return {"hesse_over_by_hand": seconds["hesse.hvp"] / seconds["by hand"]}
+    given = seconds.get("hesse.hvp(method=plan)", math.nan)
+    return {
+        "hesse_over_by_hand": seconds["hesse.hvp"] / seconds["by hand"],
+        "plan_over_by_hand": given / seconds["by hand"],
+    }
 
 
 QUESTIONS = {

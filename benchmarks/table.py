@@ -34,6 +34,7 @@ How it is measured:
   of the resident memory on a CPU, of what torch has allocated on a GPU.
 - "Ratio" is the peer's time divided by hesse's (with its defaults, the check included): above 1,
   hesse is faster.
+- "method=plan": asked with the plan of an earlier answer, which remembers what a look at the function found.
 - The results are compared with those of plain double backward, one product at a time (the loop of
   torch.autograd.functional, torch-secorder, the product by hand): "deviation" is the largest
   difference, relative to the largest entry. Where one product per coordinate is too much for that,
@@ -72,10 +73,13 @@ _DERIVED = {
     "seconds_over_per_sample_gradients": "Time of hesse divided by that of 10 batched per-sample gradients",
     "predicted_over_measured": "Time that hesse predicted divided by the one measured",
     "hesse_over_by_hand": "Time of hesse divided by that of the product by hand",
+    "plan_over_by_hand": "The same with a plan given back",
+    "ratio_of_plan_to_fastest_peer": "Ratio of a plan given back, without the check, to the fastest peer",
+    "seconds_over_gradient": "Time of hesse divided by that of a gradient",
     "seconds_added_by_hesse": "Seconds that hesse adds to importing torch",
 }
 # What is said of every case too.
-_IN_CASE = ("seconds_over_floor", "seconds_over_per_sample_gradients")
+_IN_CASE = ("seconds_over_floor", "seconds_over_per_sample_gradients", "seconds_over_gradient")
 
 
 def section(content: dict[str, Any]) -> str:

@@ -2,13 +2,13 @@
 
 import pytest
 
-from hesse.runtime.chunks import ChunkSize
+from hesse.runtime.chunks import ChunkSize, Sizes
 from hesse.runtime.room import Room
 
 
 def room_for(limit):
     """Room for so many columns, however much they take."""
-    room = Room(limit, 1, lambda: 0)
+    room = Room(limit << 21, 2 << 20, lambda: 0)
     room.lower(limit)
     return room
 
@@ -80,6 +80,25 @@ def test_settles_over_many_small_tensors():
             left -= size
             chunks.report(size, size * 1e-3, regime=tensor)
     assert len(sizes) <= 61
+
+
+def test_slow_columns_of_little_memory_are_batched_at_once():
+    room = Room(1000, 1, lambda: 0)
+    assert ChunkSize(room, 1000, expected=0.02).size == 32
+
+
+def test_a_search_begins_where_the_last_one_ended():
+    """Layers of one network: what pays for one pays for the next."""
+    sizes = Sizes()
+    for _ in range(3):
+        search = sizes.search(room_for(1000), 1000, expected=0.02)
+        for _ in range(12):
+            search.report(search.size, search.size * (1e-3 + 1e-2 / search.size), regime=None)
+    first, *others = sizes.found
+    assert first >= 64
+    assert all(other >= first for other in others)
+    again = Sizes(sizes.found)
+    assert [again.search(room_for(1000), 1000).size for _ in range(3)] == list(sizes.found)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 40])

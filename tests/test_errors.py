@@ -223,7 +223,7 @@ def test_bad_vector(v, message):
         ({"progress": "yes"}, "progress must be"),
         ({"outer_jacobian_strategy": "sideways"}, "outer_jacobian_strategy"),
         ({"strict": True, "vectorize": True}, "not supported together"),
-        ({"check": "sometimes"}, 'check must be True, False or "differences"'),
+        ({"check": "sometimes"}, 'check must be True, False, "first" or "differences"'),
     ],
 )
 def test_bad_option(options, message):

@@ -23,6 +23,13 @@ def positive(*shape):
 A = (2, 3)  # most calls get tensors of this shape
 IMAGE = (2, 4, 4, 4)
 
+
+def _overwritten(a, b):
+    whole = a.clone()
+    whole[:, 1] = b
+    return whole
+
+
 # name: (function, shapes of its differentiable arguments)
 CALLS = {
     "view": (lambda a: a.view(3, 2), A),
@@ -87,6 +94,70 @@ CALLS = {
     "triu": (lambda a: a.triu(), A),
     "index_select": (lambda a: a.index_select(0, torch.tensor([1, 1])), A),
     "gather": (lambda a: a.gather(1, torch.tensor([[0, 0], [2, 1]])), A),
+    "dstack": (lambda a, b: torch.dstack([a, b]), A, A),
+    "column_stack": (lambda a, b: torch.column_stack([a, b]), A, A),
+    "broadcast_to": (lambda a: a.broadcast_to(4, 2, 3), A),
+    "repeat_interleave": (lambda a: a.repeat_interleave(2, 0), A),
+    "diag": (lambda a: a.diag(), (3,)),
+    "diag_embed": (lambda a: a.diag_embed(), A),
+    "trace": (lambda a: a.trace(), (3, 3)),
+    "rot90": (lambda a: a.rot90(), A),
+    "take": (lambda a: a.take(torch.tensor([0, 4])), A),
+    "take_along_dim": (lambda a: a.take_along_dim(torch.tensor([[0, 0], [2, 1]]), 1), A),
+    "masked_select": (lambda a: a.masked_select(torch.tensor([True, False, True])), A),
+    "setitem": (_overwritten, A, (2,)),
+    "index_copy": (lambda a, b: a.index_copy(1, torch.tensor([2]), b), A, (2, 1)),
+    "index_fill": (lambda a: a.index_fill(1, torch.tensor([2]), 0.5), A),
+    "index_put": (lambda a, b: a.index_put((torch.tensor([1]),), b), A, (1, 3)),
+    "index_add": (lambda a, b: a.index_add(0, torch.tensor([1, 1]), b, alpha=3), A, A),
+    "masked_scatter": (lambda a, b: a.masked_scatter(torch.tensor([True, False, True]), b), A, A),
+    "select_scatter": (lambda a, b: a.select_scatter(b, 1, 2), A, (2,)),
+    "slice_scatter": (lambda a, b: a.slice_scatter(b, 1, 1, 3), A, (2, 2)),
+    "diagonal_scatter": (lambda a, b: a.diagonal_scatter(b), A, (2,)),
+    "scatter": (lambda a, b: a.scatter(1, torch.tensor([[0], [2]]), b), A, (2, 1)),
+    "scatter_add": (lambda a, b: a.scatter_add(1, torch.tensor([[0], [2]]), b), A, (2, 1)),
+    **{
+        f"max_unpool{dims}d": (
+            lambda a, dims=dims: getattr(F, f"max_unpool{dims}d")(a, torch.zeros(2, *dims * (1,)).long(), 2),
+            (2, *dims * (1,)),
+        )
+        for dims in (1, 2, 3)
+    },
+    "interpolate": (lambda a: F.interpolate(a, scale_factor=2, mode="bilinear"), IMAGE),
+    "max": (lambda a: a.max(1), A),
+    "min": (lambda a: a.min(1), A),
+    "sort": (lambda a: a.sort(1), A),
+    "topk": (lambda a: a.topk(2, 1), A),
+    "kthvalue": (lambda a: a.kthvalue(2, 1), A),
+    "median": (lambda a: a.median(1), A),
+    "aminmax": (lambda a: torch.aminmax(a, dim=1), A),
+    "cummax": (lambda a: a.cummax(1), A),
+    "cummin": (lambda a: a.cummin(1), A),
+    "amax": (lambda a: a.amax(1), A),
+    "amin": (lambda a: a.amin(1), A),
+    "embedding": (lambda a: F.embedding(torch.tensor([1, 0, 1]), a), A),
+    "einsum": (lambda a, b: torch.einsum("ni,oi->no", a, b), A, (4, 3)),
+    "mv": (lambda a, b: torch.mv(a, b), A, (3,)),
+    "dot": (lambda a, b: torch.dot(a, b), (3,), (3,)),
+    "vdot": (lambda a, b: torch.vdot(a, b), (3,), (3,)),
+    "inner": (lambda a, b: torch.inner(a, b), A, A),
+    "outer": (lambda a, b: torch.outer(a, b), (2,), (3,)),
+    "ger": (lambda a, b: torch.ger(a, b), (2,), (3,)),
+    "kron": (lambda a, b: torch.kron(a, b), (2, 2), (2, 3)),
+    "tensordot": (lambda a, b: torch.tensordot(a, b, 1), A, (3, 2)),
+    "cross": (lambda a, b: torch.linalg.cross(a, b), A, A),
+    "vecdot": (lambda a, b: torch.linalg.vecdot(a, b), A, A),
+    "addmm": (lambda a: torch.addmm(torch.ones(4).double(), a, torch.ones(3, 4).double(), alpha=2), A),
+    "logsumexp": (lambda a: a.logsumexp(1), A),
+    "norm": (lambda a: a.norm(dim=1), A),
+    "vector_norm": (lambda a: torch.linalg.vector_norm(a, dim=1, keepdim=True), A),
+    "prod": (lambda a: a.prod(1), A),
+    "cumprod": (lambda a: a.cumprod(1), A),
+    "logcumsumexp": (lambda a: a.logcumsumexp(1), A),
+    **{
+        name: (lambda a, name=name: getattr(torch.special, name)(a), A)
+        for name in ["ndtr", "ndtri", "log_ndtr", "entr"]
+    },
     "nll_loss": (lambda a: F.nll_loss(a, torch.tensor([0, 2])), A),
     "matmul": (lambda a, b: a @ b, A, (3, 2)),
     "mm": (lambda a, b: torch.mm(a, b), A, (3, 2)),
@@ -117,6 +188,16 @@ CALLS = {
     "max_pool1d_with_indices": (lambda a: F.max_pool1d(a, 2, 1, return_indices=True)[0], (3, 4)),
     "max_pool2d_with_indices": (lambda a: F.max_pool2d(a, 3, 1, return_indices=True)[0], IMAGE),
     "max_pool3d_with_indices": (lambda a: F.max_pool3d(a, 2, return_indices=True)[0], (2, 2, 2, 4)),
+    "adaptive_max_pool1d": (lambda a: F.adaptive_max_pool1d(a, 2), (2, 3, 4)),
+    "adaptive_max_pool2d": (lambda a: F.adaptive_max_pool2d(a, 3), IMAGE),
+    "adaptive_max_pool3d": (lambda a: F.adaptive_max_pool3d(a, (1, 2, 2)), (1, 2, 2, 2, 4)),
+    **{
+        f"adaptive_max_pool{dims}d_with_indices": (
+            lambda a, dims=dims: getattr(F, f"adaptive_max_pool{dims}d")(a, 2, return_indices=True)[0],
+            (2, 2, *dims * (4,)),
+        )
+        for dims in (1, 2, 3)
+    },
     "rmatmul": (lambda a, b: torch.Tensor.__rmatmul__(a, b), (3, 2), A),
     "softmax": (lambda a: a.softmax(1), A),
     "log_softmax": (lambda a: F.log_softmax(a, 1), A),
@@ -127,7 +208,10 @@ CALLS = {
     "batch_norm": (lambda a: F.batch_norm(a, torch.zeros(3).double(), torch.ones(3).double()), A),
     **{
         name: (lambda a, b, name=name: getattr(torch, name)(a, b), A, A)
-        for name in ["add", "sub", "mul", "div", "maximum", "minimum", "atan2", "logaddexp", "xlogy"]
+        for name in [
+            *("add", "sub", "mul", "div", "maximum", "minimum", "atan2", "logaddexp", "logaddexp2", "xlogy"),
+            *("hypot",),
+        ]
     },
     **{
         name: (lambda a, name=name: getattr(F, name)(a, torch.full(A, 0.3).double()), A)
@@ -141,6 +225,7 @@ CALLS = {
             "soft_margin_loss",
         ]
     },
+    "xlog1py": (lambda a, b: torch.special.xlog1py(a, b), A, A),
     "kl_div": (lambda a: F.kl_div(a, torch.full(A, 0.3).double(), reduction="sum"), A),
 }
 
@@ -206,7 +291,7 @@ def test_row(name):
     if isinstance(first, Separable) and isinstance(second, Elements):
         for row in blocks:
             assert not any((block - block.diag().diag()).any() for block in row)
-    if isinstance(first, Product):
+    if isinstance(first, Product) and len(tensors) > 1:
         assert not blocks[0][0].any()
         assert not blocks[1][1].any()
 

@@ -118,6 +118,8 @@ def deaf(monkeypatch):
     """Samples are taken to lie in dimension 0, and not to touch."""
     monkeypatch.setattr("hesse.look.perturb.found", lambda before, after, which: Samples(len(which), 0))
     monkeypatch.setattr("hesse.look.explore.noticed", lambda *arguments: False)
+    for tells in ("placed", "contradicted"):
+        monkeypatch.setattr(f"hesse.look.explore.{tells}", lambda *arguments: None)
 
 
 def alone(monkeypatch):

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict
+from weakref import WeakValueDictionary
 
 import torch
 
 from hesse.checks.certificate import Autograd, Certificate, Reference
 from hesse.checks.differences import Differences, require_graph
 from hesse.errors import ArgumentError, BudgetError
-from hesse.look.evaluation import evaluated, glanced, remark, require_deterministic
-from hesse.look.explore import explore
 from hesse.look.finite import is_finite
+from hesse.look.first import Look, looked_at
 from hesse.look.gradient import Gradient, require_influence
 from hesse.look.meter import Meter
+from hesse.methods import METHODS
 from hesse.methods.base import MethodName, Question
-from hesse.planning.choice import METHODS, answer_bytes, choose, wanted
+from hesse.planning.choice import answer_bytes, choose, resumed, wanted
 from hesse.planning.plan import Plan
 from hesse.problem import Problem
+from hesse.runtime.chunks import Sizes
 from hesse.runtime.memory import Budget, show
 from hesse.runtime.progress import Progress, ProgressOption
 from hesse.runtime.random_state import random_state_kept
@@ -57,8 +58,8 @@ class Options:
     flat: bool = False
 
     def __post_init__(self) -> None:
-        if self.check not in (True, False, "differences"):
-            raise ArgumentError(f'check must be True, False or "differences", met {self.check!r}')
+        if self.check not in (True, False, "first", "differences"):
+            raise ArgumentError(f'check must be True, False, "first" or "differences", met {self.check!r}')
 
 
 @dataclass(frozen=True)
@@ -106,22 +107,32 @@ def answer(
     size = _size(question, problem, options, part)
     budget = _budget(question, problem, options, size)
     progress = Progress(options.progress)
+    given = options.method if isinstance(options.method, Plan) and not create_graph else None
+    known = given.learned if given else None
     with (
         random_state_kept(),
         progress,
-        _looked_at(problem, budget, whole is None, strict, create_graph) as gradient,
+        looked_at(problem, budget, whole is None, strict, create_graph, known) as look,
     ):
+        gradient = look.gradient
         if is_finite(gradient.value) and (options.check or strict):
             require_graph(problem, gradient, strict)
         if strict:
             require_influence(problem, gradient, curved=question != "diagonal")
-        reference = _reference(options.check, problem, gradient)
-        meter = Meter(gradient, budget, size)
-        check = reference is not None
-        refused = _refused(whole)
-        choice = choose(question, problem, meter, options.method, check, refused, True, part)
+        meter = Meter(gradient, budget, size, Sizes(look.same.sizes if look.same else ()))
+        same = look.same is not None
+        if given is not None and same and given.peak_bytes - given.answer_bytes <= meter.left:
+            choice = resumed(problem, meter, given, part)
+        else:
+            check, refused = bool(options.check), _refused(whole)
+            choice = choose(question, problem, meter, wanted(options.method), check, refused, True, part)
+        certified = options.check == "first" and same and id(given) in _CERTIFIED
+        reference = None if certified else _reference(options.check, problem, gradient)
         work = Work(question, problem, meter, progress, reference, create_graph, part)
         parts, certificate, plan = work.certified(choice)
+        plan = _with_learned(plan, look, meter) if options.full_output else plan
+    if certified or (certificate is not None and certificate.passed):
+        _CERTIFIED.update((id(of), of) for of in (plan, given) if of is not None)
     passes = progress.done + (certificate.probes if certificate else 0)
     value = pack(parts)
     if not options.full_output:
@@ -137,10 +148,12 @@ def plan_for(question: Question, problem: Problem, options: Options, part: Part 
     whole = _whole(question, problem, options.method, create_graph=False, part=part)
     size = _size(question, problem, options, part)
     budget = _budget(question, problem, options, size)
-    with random_state_kept(), _looked_at(problem, budget, structure=True) as gradient:
-        meter = Meter(gradient, budget, size)
+    with random_state_kept(), looked_at(problem, budget, structure=True) as look:
+        meter = Meter(look.gradient, budget, size)
         check, refused = bool(options.check), _refused(whole)
-        return choose(question, problem, meter, options.method, check, refused, False, part).plan
+        method = wanted(options.method)
+        plan = choose(question, problem, meter, method, check, refused, False, part).plan
+        return _with_learned(plan, look, meter)
 
 
 def _size(question: Question, problem: Problem, options: Options, part: Part | None) -> int:
@@ -172,29 +185,15 @@ def _reference(check: bool | str, problem: Problem, gradient: Gradient) -> Calla
     return partial(Autograd, problem, gradient) if check else None
 
 
-@contextmanager
-def _looked_at(
-    problem: Problem, budget: Budget, structure: bool, strict: bool = False, create_graph: bool = False
-) -> Iterator[Gradient]:
-    """The gradient, after a first look that found its `structure` if that is of interest.
+_CERTIFIED: WeakValueDictionary[int, Plan] = WeakValueDictionary()
+"""Plans whose answers were certified, by their identity, for as long as somebody has them."""
 
-    The function is evaluated at the point twice, and recorded the second time if that may help. Once more,
-    where the graph may hold what had to be put back for the look.
-    """
-    with ExitStack() as held:
-        glance = glanced(problem, create_graph, structure)
-        recorded = structure and glance.layered
-        evaluation = held.enter_context(evaluated(problem, strict, create_graph, recorded))
-        if evaluation.untaped:  # then the calls were others
-            glance = glanced(problem, create_graph)
-        require_deterministic(glance.value, evaluation.value)
-        found = explore(problem, evaluation, budget)
-        if found.changed:
-            held.close()
-            evaluation = held.enter_context(evaluated(problem, strict, create_graph, recorded))
-            require_deterministic(glance.value, evaluation.value)
-        remark(evaluation)
-        yield Gradient(replace(evaluation, seconds=glance.seconds), found)
+
+def _with_learned(plan: Plan, look: Look, meter: Meter) -> Plan:
+    """A plan with what was learned."""
+    again = f"; looked at again, as {look.changed}" if look.changed else ""
+    learned = replace(look.learned, sizes=meter.sizes.found or look.learned.sizes)
+    return replace(plan, reason=plan.reason + again, learned=learned)
 
 
 def _refused(whole: str | None) -> dict[MethodName, str]:

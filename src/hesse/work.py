@@ -186,7 +186,7 @@ class Work:
         def products(rows: Numbers, columns: Numbers) -> Blocks:
             return dense.rows(rows, columns, self.meter, schedule, self.progress, self.create_graph)
 
-        known, probes = choice.offer.run(self.progress, check, products)
+        known, probes = choice.run(self.progress, check, products)
         if self.part is not None:
             found = Partial(self.gradient, self.part, known)
             return found.parts(), found.probes() if check else []

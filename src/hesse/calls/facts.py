@@ -101,6 +101,8 @@ class Map:
 
     linear = False
     """Is the call linear in all of its arguments together?"""
+    by_numbers = False
+    """May numbers of an index have a say in where samples go?"""
     thin = False
     """Is a column pulled back with far less work than its product with a dense block?"""
 
@@ -311,7 +313,7 @@ class Site:
     @property
     def by_autograd(self) -> bool:
         """Is nothing known of it, so that its derivatives are taken by autograd?"""
-        return not self.listed and type(self.first) is Map
+        return bool(self.inputs) and not self.listed and type(self.first) is Map
 
 
 class Straight(Bend):
@@ -336,9 +338,9 @@ class Straight(Bend):
 
 
 class Linear(Map):
-    """A call that is linear in all of its arguments together."""
+    """A call that is linear in all of its arguments together, or piecewise as the largest element is."""
 
-    linear = True
+    linear = by_numbers = True
 
     def placed(self) -> Sequence[Samples] | None:
         """By a trial: numbers at random do not cancel, and what a linear map does is the same everywhere."""

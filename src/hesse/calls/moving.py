@@ -119,6 +119,15 @@ class Slice(Moving):
         return super().of(point) if plain else None
 
 
+class Scattered(Selecting):
+    """Elements of one argument put into another one."""
+
+    @classmethod
+    def of(cls, point: Point) -> Map | None:
+        """Unless they are multiplied with what is there."""
+        return None if any(isinstance(argument, str) for argument in point.call.arguments) else cls(point)
+
+
 class Pooling(Moving):
     """The largest element of every window, which may be that of several: these are added up."""
 
@@ -174,5 +183,16 @@ def windows(dims: int) -> Callable[..., Windows]:
         """As the functions of `torch.nn.functional` have their arguments."""
         given = kernel_size, stride or None, padding, dilation, ceil_mode
         return Windows(dims, lambda images: pool(images, *given))
+
+    return read
+
+
+def adaptive_windows(dims: int) -> Callable[..., Windows]:
+    """The reader of `adaptive_max_pool1d`, `adaptive_max_pool2d` or `adaptive_max_pool3d`, likewise."""
+    pool = getattr(functional, f"adaptive_max_pool{dims}d_with_indices")
+
+    def read(input: Any, output_size: Any, return_indices: bool = True) -> Windows:
+        """As the functions of `torch.nn.functional` have their arguments."""
+        return Windows(dims, lambda images: pool(images, output_size))
 
     return read

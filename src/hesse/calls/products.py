@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from hesse.calls.facts import Bend, Forecast, Map, Point, grad, onto, slopes_against
 from hesse.calls.pieces import Across, Piece
+from hesse.calls.trial import tried
 from hesse.tape.record import Value
 from hesse.tape.replay import contents
 from hesse.tape.samples import ONE_SAMPLE, Samples
@@ -19,6 +20,20 @@ from hesse.tape.samples import ONE_SAMPLE, Samples
 
 class Product(Map):
     """Linear in each of two arguments."""
+
+    by_numbers = True
+
+    @classmethod
+    def of(cls, point: Point) -> Map | None:
+        """Of no more than two that are live."""
+        return cls(point) if sum(v in point.inputs for v in point.call.inputs.values()) < 3 else None
+
+    def placed(self) -> Sequence[Samples] | None:
+        """By a trial, where they have them in common; what is added up over samples, only of one."""
+        call, inputs = self.point.call, self.point.inputs
+        degree = sum(value in inputs for value in call.inputs.values())
+        places = tried(call, inputs, self.point.samples, degree)
+        return places if degree == 1 or all(place.count > 1 for place in places) else None
 
     def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """An entry of the Jacobian is one element of the other factor: the product with its squares."""
@@ -49,6 +64,8 @@ class Product(Map):
 
 class MatrixProduct(Product):
     """`a @ b` of matrices or stacks of them."""
+
+    by_numbers = False
 
     @classmethod
     def of(cls, point: Point) -> Map | None:
@@ -104,11 +121,15 @@ class MatrixProduct(Product):
 class MatrixMap(Product):
     """A linear layer as a function of its input alone."""
 
+    by_numbers = False
+    input = 0
+    """Which argument the input is."""
+
     @classmethod
     def of(cls, point: Point) -> Map | None:
-        """Where the weight is not live."""
+        """Where nothing else is live."""
         live = [position for position, value in point.call.inputs.items() if value in point.inputs]
-        return cls(point) if live == [0] else None
+        return cls(point) if live == [cls.input] else None
 
     def placed(self) -> Sequence[Samples] | None:
         """As in the input, unless features are samples."""
@@ -146,6 +167,20 @@ class MatrixMap(Product):
         call = self.point.call
         args, kwargs = call.nested(range(len(call.arguments)))
         return contents(call, args[1] if len(args) > 1 else kwargs["weight"])
+
+
+class AddedMatrixMap(MatrixMap):
+    """A matrix times another one, and something added, as a function of the first."""
+
+    input = 1
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        call = self.point.call
+        args, kwargs = call.nested(range(len(call.arguments)))
+        weight = contents(call, args[2] if len(args) > 2 else kwargs["mat2"]).T
+        alpha = call.arguments[kwargs["alpha"]] if "alpha" in kwargs else 1
+        return weight if alpha == 1 else alpha * weight
 
 
 class Crossed(Bend):

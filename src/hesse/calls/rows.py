@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.calls.facts import Bend, Forecast, Map, Point, squared_parameters
+from hesse.calls.facts import Bend, Forecast, Linear, Map, Point, squared_parameters
 from hesse.calls.pieces import OnRows, Piece
 from hesse.tape.record import Value
 from hesse.tape.replay import contents
@@ -209,6 +209,135 @@ class LogSoftmaxBend(RowBend):
         return RowHessian(-total.unsqueeze(-1) * y, (total, y))
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """A call that makes one number of every row: the dimension of rows, and whether that is kept."""
+
+    dim: int
+    kept: bool
+
+
+class Reduced(RowMap):
+    """One number of every row.
+
+    Its derivative is that number's slope by every element, `slope`.
+    """
+
+    slope: Tensor
+
+    @classmethod
+    def of(cls, point: Point) -> Map | None:
+        """Where the input alone is live, and rows lie along one dimension that has no samples."""
+        value = only_input(point)
+        if value is None or point.read is None:
+            return None
+        place = point.samples[value]
+        return None if place.count > 1 and point.read.dim == place.dim else cls(point, point.read.dim)
+
+    def placed(self) -> Sequence[Samples] | None:
+        """As in the input, with one dimension less."""
+        place, read = self._batch_dim, self.point.read
+        return [replace(place, dim=place.dim - (place.dim > read.dim and not read.kept))]
+
+    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
+        """The slope times what comes for a row."""
+        (stack,) = columns
+        assert stack is not None
+        return {self.value: self.like_input(self.repeated(stack, 1) * self.slope, 1)}
+
+    def squares(self, k: Tensor) -> Tensor:
+        """See `RowMap`."""
+        return self.like_input(self.repeated(k) * self.slope.square())
+
+    def repeated(self, results: Tensor, lead: int = 0) -> Tensor:
+        """A tensor like the result as [*lead, N, R, d], the same along a row."""
+        dim = lead + self.point.read.dim
+        results = results if self.point.read.kept else results.unsqueeze(dim)
+        sizes = [-1] * results.dim()
+        sizes[dim] = self.size
+        return self.rows(results.expand(sizes), lead)
+
+
+class LogSumExp(Reduced):
+    r"""$\log \sum_i e^{u_i}$, whose slope is the softmax."""
+
+    @cached_property
+    def slope(self) -> Tensor:  # type: ignore[override]
+        """The softmax."""
+        return self.rows(contents(self.point.call, 0)).softmax(-1)
+
+
+class LogSumExpBend(RowBend):
+    """It is the adjoint times `diag(y) - y yᵀ`."""
+
+    def of_rows(self, adjoint: Tensor) -> RowHessian:
+        """See above."""
+        y, g = self.rows.slope, self.rows.repeated(adjoint)
+        return RowHessian(g * y, (-g[..., 0], y))
+
+
+class Length(Reduced):
+    r"""The Euclidean norm of every row, of which none is zero."""
+
+    @classmethod
+    def of(cls, point: Point) -> Map | None:
+        """Of rows that are not zero, where it has no derivative."""
+        found = super().of(point)
+        return None if isinstance(found, Length) and bool((found.length == 0).any()) else found
+
+    @cached_property
+    def length(self) -> Tensor:
+        """The norms, [N, R, 1]."""
+        rows = self.rows(contents(self.point.call, 0))
+        length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        return length
+
+    @cached_property
+    def slope(self) -> Tensor:  # type: ignore[override]
+        """The rows, normalised."""
+        return self.rows(contents(self.point.call, 0)) / self.length
+
+
+class LengthBend(RowBend):
+    """With x the normalised row and n its norm, it is the adjoint times `(1 - x xᵀ) / n`."""
+
+    def of_rows(self, adjoint: Tensor) -> RowHessian:
+        """See above."""
+        x, g = self.rows.slope, self.rows.repeated(adjoint) / self.rows.length
+        return RowHessian(g, (-g[..., 0], x))
+
+
+class Along(Map):
+    """A call that takes every row by itself, by autograd."""
+
+    def placed(self) -> Sequence[Samples] | None:
+        """As in the input, if rows do not lie along samples."""
+        read, place = self.point.read, self.point.samples[self.point.inputs[0]]
+        alone = self.point.inputs == list(self.point.call.inputs.values())
+        if read is None or not alone or place.dim == read.dim:
+            return None
+        return [replace(place, dim=place.dim - (place.dim > read.dim and not read.kept))]
+
+
+class AlongBend(Bend):
+    """By autograd, row by row."""
+
+    within = True
+
+
+class Chosen(Linear):
+    """The negative log likelihood: minus one element of every row, added up or not."""
+
+    by_numbers = False
+
+    def placed(self) -> Sequence[Samples] | None:
+        """As those of `CrossEntropy`."""
+        value, output = self.point.inputs[0], self.point.outputs[0]
+        place, classes = self.point.samples[value], min(1, value.tensor.dim() - 1)
+        apart = output.tensor.dim() and place.dim != classes
+        return [replace(place, dim=place.dim - (place.dim > classes)) if apart else ONE_SAMPLE]
+
+
 class CrossEntropy(RowMap):
     r"""Cross entropy, $-\langle t, \log \mathrm{softmax}(u) \rangle$ with targets t for every row."""
 
@@ -261,6 +390,31 @@ def only_input(point: Point) -> Value | None:
     if value is None or value not in point.samples or any(held in point.samples for held in others):
         return None
     return value if len({v.tensor.dtype for v in (value, *others, *point.outputs)}) == 1 else None
+
+
+def read_reduction(input: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Reduction | None:
+    """As `torch.logsumexp` has its arguments; one dimension, if it is told."""
+    dims = dim if isinstance(dim, (tuple, list)) else [dim]
+    return Reduction(dims[0] % _dims(input), keepdim) if len(dims) == 1 and type(dims[0]) is int else None
+
+
+def read_norm(
+    input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None, **_: Any
+) -> Reduction | None:
+    """As `torch.norm`: the Euclidean one."""
+    return read_reduction(input, dim, keepdim) if p in ("fro", 2) and dtype is None else None
+
+
+def read_vector_norm(
+    x: Any = None, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, **named: Any
+) -> Reduction | None:
+    """As `torch.linalg.vector_norm`."""
+    return read_norm(named.get("input", x), ord, dim, keepdim, dtype)
+
+
+def read_cumulative(input: Any, dim: Any = None, **_: Any) -> Reduction | None:
+    """As `torch.cumprod`, which keeps all elements of a row."""
+    return read_reduction(input, dim, keepdim=True)
 
 
 def read_softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> int | None:

@@ -18,8 +18,8 @@ from hesse.calls import layouts, norms, rows
 from hesse.calls.convolutions import Convolution
 from hesse.calls.elementwise import Elements, OfFactors, Plus, Scaling, Separable, Sum
 from hesse.calls.facts import Bend, Linear, Map, Point, Selecting, Site, Straight
-from hesse.calls.moving import Moving, Pooling, Slice, windows
-from hesse.calls.products import Crossed, MatrixMap, MatrixProduct, Product
+from hesse.calls.moving import Moving, Pooling, Scattered, Slice, adaptive_windows, windows
+from hesse.calls.products import AddedMatrixMap, Crossed, MatrixMap, MatrixProduct, Product
 from hesse.tape.record import Call, Value
 from hesse.tape.samples import Samples
 
@@ -39,6 +39,7 @@ class Row:
         read: makes of the arguments what the facts need to know; None where they are not for the row.
         is_layer: what is read is a layer (`layouts.Read`).
         flops: multiplications and additions.
+        convolves: products of it are batched by slower kernels than those of matrices.
     """
 
     first: Sequence[type[Map]] = ()
@@ -46,6 +47,7 @@ class Row:
     read: Callable[..., Any] | None = None
     is_layer: bool = False
     flops: Callable[[Call], int] = _elements
+    convolves: bool = False
 
     @property
     def linear(self) -> bool:
@@ -82,9 +84,15 @@ def flops(call: Call) -> int:
     return _elements(call) if row is None else row.flops(call)
 
 
+def convolves(call: Call) -> bool:
+    """Is a call a convolution?"""
+    row = row_of(call)
+    return row is not None and row.convolves
+
+
 def canonical(name: str) -> str:
-    """One name for the spellings of a call: `add`, `add_`, `__add__`, `__radd__`, `__iadd__`."""
-    bare = name.strip("_")
+    """One name for the spellings of a call: `add`, `add_`, `__add__`, `__iadd__`, `add.Tensor`."""
+    bare = name.partition(".")[0].strip("_").removeprefix("special_").removeprefix("linalg_")
     if name.startswith("__") and bare[:1] in "ri" and bare[1:] in _DUNDERS:
         bare = bare[1:]
     return _SYNONYMS.get(bare, bare)
@@ -103,6 +111,16 @@ _SYNONYMS = {
     "concat": "cat",
     "concatenate": "cat",
     "imatmul": "matmul",
+    "absolute": "abs",
+    "clip": "clamp",
+    "expit": "sigmoid",
+    "logsigmoid": "log_sigmoid",
+    "gammaln": "lgamma",
+    "psi": "digamma",
+    "row_stack": "vstack",
+    "ravel": "flatten",
+    "float_power": "pow",
+    **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "tan2")},
 }
 
 
@@ -160,16 +178,27 @@ TABLE: dict[str, Row] = {
         for dims in (1, 2, 3)
         for suffix in ("", "_with_indices")
     },
+    **{
+        f"adaptive_max_pool{dims}d{suffix}": Row((Pooling, Selecting), Straight, adaptive_windows(dims))
+        for dims in (1, 2, 3)
+        for suffix in ("", "_with_indices")
+    },
     **_all(
         Row((Selecting,), Straight),
-        """sum cat stack hstack vstack expand expand_as repeat tile pad constant_pad_nd unfold cumsum tril
-        triu index_select gather""",
+        """sum cat stack hstack vstack dstack column_stack expand expand_as broadcast_to repeat tile
+        repeat_interleave pad constant_pad_nd unfold cumsum tril triu diag diag_embed trace rot90 fliplr
+        flipud index_select gather take take_along_dim masked_select setitem index_copy index_fill index_put
+        masked_scatter select_scatter slice_scatter diagonal_scatter scatter_add max_unpool1d max_unpool2d
+        max_unpool3d""",
     ),
+    "scatter": Row((Scattered,), Straight),
     **_all(
         Row((Linear,), Straight),
         """mean avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-        fold nll_loss""",
+        fold interpolate index_add max min amax amin aminmax sort msort topk kthvalue median cummax
+        cummin""",
     ),
+    "nll_loss": Row((rows.Chosen,), Straight),
     "add": Row((Sum, Plus), Straight),
     "sub": Row((Plus,), Straight),
     **_all(
@@ -182,7 +211,8 @@ TABLE: dict[str, Row] = {
         Row((Scaling,), Elements),
         """div pow square sqrt rsqrt exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh
         asin acos atan asinh acosh atanh sigmoid log_sigmoid erf erfc elu selu celu gelu silu mish softplus
-        softsign hardswish tanhshrink reciprocal lerp addcmul addcdiv atan2 logaddexp xlogy sinc""",
+        softsign hardswish tanhshrink reciprocal lerp addcmul addcdiv atan2 logaddexp logaddexp2 xlogy xlog1py
+        sinc lgamma digamma erfinv logit hypot nan_to_num ndtr ndtri log_ndtr entr""",
     ),
     **_all(
         Row((Separable,), Elements),
@@ -192,28 +222,34 @@ TABLE: dict[str, Row] = {
     **_all(Row((MatrixProduct, Product), Crossed, layouts.read_matmul, True, _contraction), "matmul mm"),
     "bmm": Row((MatrixProduct, Product), Crossed, flops=_contraction),
     "rmatmul": Row((Product,), Crossed, flops=_contraction),
+    "einsum": Row((Product,), Crossed, flops=_any_contraction),
+    **_all(Row((Product,), Crossed, flops=_contraction), "mv dot"),
+    **_all(Row((Product,), Crossed), "outer ger inner vdot vecdot kron tensordot cross"),
+    "addmm": Row((AddedMatrixMap,), Crossed, layouts.read_addmm, True, _added_contraction),
     "linear": Row((MatrixMap, Product), Crossed, layouts.read_linear, True, _contraction),
     **{
-        f"conv{dims}d": Row(*_CONVOLVED, layouts.read_convolution(dims), True, _convolution)
+        f"conv{dims}d": Row(*_CONVOLVED, layouts.read_convolution(dims), True, _convolution, True)
         for dims in (1, 2, 3)
     },
     **{
-        f"conv_transpose{dims}d": Row(*_CONVOLVED, layouts.read_transposed(dims), True, _transposed)
+        f"conv_transpose{dims}d": Row(*_CONVOLVED, layouts.read_transposed(dims), True, _transposed, True)
         for dims in (1, 2, 3)
     },
     "softmax": Row((rows.Softmax,), rows.SoftmaxBend, rows.read_softmax),
     "log_softmax": Row((rows.LogSoftmax,), rows.LogSoftmaxBend, rows.read_softmax),
     "cross_entropy": Row((rows.CrossEntropy,), rows.CrossEntropyBend, rows.read_cross_entropy),
+    "logsumexp": Row((rows.LogSumExp,), rows.LogSumExpBend, rows.read_reduction),
+    "norm": Row((rows.Length,), rows.LengthBend, rows.read_norm),
+    "vector_norm": Row((rows.Length,), rows.LengthBend, rows.read_vector_norm),
+    "prod": Row((rows.Along,), rows.AlongBend, rows.read_reduction),
+    **_all(Row((rows.Along,), rows.AlongBend, rows.read_cumulative), "cumprod logcumsumexp"),
     "layer_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_layer_norm),
     "rms_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_rms_norm),
     "group_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_group_norm),
     "batch_norm": Row((norms.Standardised,), Straight, norms.read_batch_norm),
+    "embedding": Row((Selecting,), Straight, layouts.read_embedding, True),
     # Layers, and calls whose cost is known, that have no closed form.
-    "addmm": Row(read=layouts.read_addmm, is_layer=True, flops=_added_contraction),
-    "embedding": Row(read=layouts.read_embedding, is_layer=True),
     "bilinear": Row(read=layouts.read_bilinear, is_layer=True, flops=_any_contraction),
-    "einsum": Row(flops=_any_contraction),
     "baddbmm": Row(flops=_added_contraction),
-    **_all(Row(flops=_contraction), "mv dot"),
     "scaled_dot_product_attention": Row(flops=_attention),
 }

@@ -13,11 +13,15 @@ from hesse.tape.replay import results_of
 from hesse.tape.samples import ONE_SAMPLE, Samples, possible
 
 
-def tried(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples]) -> list[Samples]:
+def tried(
+    call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples], degree: int = 0
+) -> list[Samples]:
     """Where the samples of some inputs are in the results of a call that is linear in all that requires grad.
 
     Where samples are apart, a factor of its own for every sample of the inputs is one for every sample of the
-    result. Numbers at random tell, with zeros in place of all other inputs.
+    result. Numbers at random tell, with zeros in place of all other inputs. (Positive factors do the same for
+    the largest of some elements.) `degree`: the call is a product instead, in which the inputs are so many
+    factors together.
     """
     generator = torch.Generator().manual_seed(6)
     count = samples[inputs[0]].count
@@ -26,10 +30,13 @@ def tried(call: Call, inputs: Sequence[Value], samples: Mapping[Value, Samples])
         value: torch.rand(value.tensor.shape, generator=generator).to(value.tensor) for value in inputs
     }
     scaled = {value: samples[value].times(numbers[value], factors) for value in inputs}
+    rest = [value for value in call.inputs.values() if degree and value not in numbers]
+    others = {v: torch.rand(v.tensor.shape, generator=generator).to(v.tensor) for v in rest}
     with torch.enable_grad(), refusing(f"{call.name} could not be run again"):
-        nothing, one, other = (_results(call, given) for given in ({}, numbers, scaled))
+        given = others, numbers | others, scaled | others
+        nothing, one, other = (_results(call, some) for some in given)
     return [
-        _place(a.detach() - o.detach(), b.detach() - o.detach(), factors)
+        _place(a.detach() - o.detach(), b.detach() - o.detach(), factors ** max(degree, 1))
         for o, a, b in zip(nothing, one, other, strict=True)
     ]
 

@@ -28,9 +28,10 @@ from hesse.errors import (
 from hesse.problem import Problem
 from hesse.runtime.graph import nodes, variables
 from hesse.runtime.isolation import isolated
+from hesse.runtime.plain import called_plainly
 from hesse.runtime.watch import Watch
 from hesse.structure import NoStructure, sought
-from hesse.tape.composites import COMPOSITES, TakenApart
+from hesse.tape.composites import LAYERED, TakenApart
 from hesse.tape.record import Call, Recorder, Value
 
 Gradients = Sequence[Tensor | None]
@@ -116,6 +117,16 @@ def evaluated(
         yield Evaluation(value, leaves, customs, watch, seconds, tape, untaped)
 
 
+def evaluated_plainly(problem: Problem, calls: frozenset[str]) -> Evaluation | None:
+    """The same without isolation, of a function that needs none as long as it calls nothing but these."""
+    leaves = problem.leaves()
+    began = time.perf_counter()
+    value = called_plainly(lambda: problem.evaluate_at(leaves), calls)
+    if value is None:
+        return None
+    return Evaluation(value, leaves, frozenset(), Watch(False, ()), time.perf_counter() - began, None)
+
+
 _Recorded = tuple[Tensor | None, Recorder | None, str | None]
 
 
@@ -193,7 +204,7 @@ def glanced(problem: Problem, create_graph: bool = False, recorded: bool = False
     with isolated(third_order=create_graph) as watch, errors_explained(), apart:
         began = time.perf_counter()
         value = evaluate(problem, problem.leaves(), watch).detach()
-        layered = any(func in COMPOSITES or may_be_layer(func) for func in watch.called)
+        layered = any(func in LAYERED or may_be_layer(func) for func in watch.called)
         return Glance(value, layered, time.perf_counter() - began)
 
 

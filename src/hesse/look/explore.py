@@ -19,7 +19,7 @@ from hesse.look.perturb import (
     nudged,
     pushed,
 )
-from hesse.look.placing import apart, placed, sample_place
+from hesse.look.placing import apart, contradicted, placed, sample_place
 from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
 from hesse.runtime.memory import Budget
@@ -45,7 +45,7 @@ def explore(problem: Problem, first: Evaluation, budget: Budget) -> Exploration:
         if places is not None and apart(layers, places):
             samples = {order: sample_place(layer, places) for order, layer in layers.items()}
             batch_dims = [[places.get(value) for value in call.outputs] for call in first.tape.calls]
-            return replace(known, samples=samples, batch_dims=batch_dims)
+            return replace(known, samples=samples, batch_dims=batch_dims, told=True)
     if budget.left() < 2 * budget.taken:  # a look is an evaluation and a gradient
         return replace(known, why_not="the memory budget holds no second evaluation")
     return _by_changes(problem, first, layers, known)
@@ -127,5 +127,8 @@ def _look(
             own, touching = ONE_SAMPLE, touching or call.name
         samples[call.order] = own
     batch_dims = everywhere(before, again.calls, again.which)
+    wrong = contradicted(before, batch_dims)
+    if wrong is not None:
+        raise NoStructure(f"{wrong.name} joins samples, or changes their order")
     by_layer = {layer.order: samples[layer.order] for layer in first.layers}
     return Exploration(by_layer, batch_dims, touching=touching)

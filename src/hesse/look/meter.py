@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from hesse.calls.table import flops
+from hesse.calls.table import convolves, flops
 from hesse.errors import BudgetWarning, warn
 from hesse.look.gradient import Gradient
+from hesse.runtime.chunks import Sizes
 from hesse.runtime.graph import Spans, made
 from hesse.runtime.memory import Budget, bytes_per_column, show
 from hesse.runtime.room import Room
@@ -61,28 +62,45 @@ class Rates:
         batch: seconds of a node when several vectors are batched.
         move: bytes a second, of tensors that stay in the cache for the most part.
         multiply: operations a second of matrix products.
+        convolve: operations a second of batched convolutions.
         step: seconds to take a call out of a sweep, whatever its size.
         pull: seconds to pull a term of the curvature through a call, whatever its size.
         carry: operations a second of a sweep, of which many are elementwise.
+        prepare: seconds for what comes before, whatever the function.
+        plan: seconds to record and look into a call.
     """
 
     start: float = 3e-4
     call: float = 4.5e-5
     node: float = 6e-6
-    batch: float = 2.5e-5
-    move: float = 9e9
+    batch: float = 1e-5
+    move: float = 1.5e10
     multiply: float = 1.8e11
-    step: float = 1.4e-4
-    pull: float = 1.2e-4
-    carry: float = 1.5e11
+    convolve: float = 1e10
+    step: float = 1.3e-4
+    pull: float = 8e-5
+    carry: float = 7e10
+    prepare: float = 1e-3
+    plan: float = 1e-4
 
     def at(self, width: int) -> Rates:
         """The rates for numbers of so many bytes; as they stand they are for four."""
-        return replace(self, multiply=self.multiply * 4 / width, carry=self.carry * 4 / width)
+        rates = {name: getattr(self, name) * 4 / width for name in ("multiply", "convolve", "carry")}
+        return replace(self, **rates)
 
 
 CPU = Rates()
-CUDA = Rates(node=2e-5, batch=5e-5, call=1.5e-4, move=1e12, multiply=2e13, step=3e-4, pull=3e-4, carry=5e12)
+CUDA = Rates(
+    node=2e-5,
+    batch=5e-5,
+    call=1.5e-4,
+    move=1e12,
+    multiply=2e13,
+    convolve=2e12,
+    step=3e-4,
+    pull=3e-4,
+    carry=5e12,
+)
 CHUNK = 128  # columns in a batch, as they are found to be best for most functions
 
 
@@ -92,12 +110,13 @@ class Meter:
     What passes over the gradient's graph cost is found where they are asked for, and with it the graph.
     """
 
-    def __init__(self, gradient: Gradient, budget: Budget, answer: int) -> None:
-        """`answer`: bytes of the budget that are set aside."""
+    def __init__(self, gradient: Gradient, budget: Budget, answer: int, sizes: Sizes | None = None) -> None:
+        """`answer`: bytes of the budget that are set aside; `sizes`: of chunks, where they are known."""
         self.gradient = gradient
         self.rates = (CUDA if gradient.value.is_cuda else CPU).at(gradient.value.dtype.itemsize)
         self._budget, self._answer = budget, answer
         self._taken, self._warned = 0, False
+        self.sizes = sizes or Sizes()
 
     @property
     def left(self) -> int:
@@ -152,16 +171,20 @@ class Meter:
         return made(self.gradient.value.grad_fn)
 
     @cached_property
-    def _done(self) -> tuple[Sequence[int], Sequence[int]]:
-        """When the calls were made, and the operations of those before each."""
-        done = sorted((made(call.outputs[0].edge.node), _operations(call)) for call in self.gradient.calls)
-        return [time for time, _ in done], [0, *accumulate(operations for _, operations in done)]
+    def _done(self) -> tuple[Sequence[int], Sequence[int], Sequence[float]]:
+        """When the calls were made, and the operations of those before each, with the seconds they take."""
+        calls = sorted(self.gradient.calls, key=lambda call: made(call.outputs[0].edge.node))
+        done = [_operations(call) for call in calls]
+        rates = [self.rates.convolve if convolves(call) else self.rates.multiply for call in calls]
+        seconds = (operations / rate for operations, rate in zip(done, rates, strict=True))
+        times = [made(call.outputs[0].edge.node) for call in calls]
+        return times, [0, *accumulate(done)], [0.0, *accumulate(seconds)]
 
     @cached_property
     def _scale(self) -> float:
         """How much slower this machine is at this function."""
         count, moved = self._own_spans.between(0, self._forward)
-        _, operations = self._done
+        _, operations, _ = self._done
         predicted = (
             self.rates.start
             + count * self.rates.call
@@ -169,7 +192,7 @@ class Meter:
             + operations[-1] / self.rates.multiply
         )
         # The square root: of a small function, its time says as much of Python as of the passes.
-        return min(2.0, max(0.5, math.sqrt(self.gradient.evaluation.seconds / predicted)))
+        return min(1.4, max(0.7, math.sqrt(self.gradient.evaluation.seconds / predicted)))
 
     @cached_property
     def column(self) -> int:
@@ -178,8 +201,10 @@ class Meter:
 
     @property
     def preparation(self) -> Cost:
-        """What comes before the first product, whatever the method: some evaluations with their gradients."""
-        return Cost(seconds=3 * self.product)
+        """What comes before the first product, whatever the method: evaluations, a gradient, the plan."""
+        evaluations = 4 * self.gradient.evaluation.seconds
+        calls = len(self.gradient.calls) * self.rates.plan
+        return Cost(seconds=evaluations + self._scale * (self.rates.prepare + calls))
 
     def products(self, columns: int, first: int, last: int, bytes_: int, limit: int = CHUNK) -> Cost:
         """Products with the derivative of a gradient made at `last` by a place made at `first`."""
@@ -207,14 +232,13 @@ class Meter:
         self, columns: int, first: int, last: int, spans: Spans, times: int, bytes_: int, limit: int
     ) -> Cost:
         count, moved = spans.between(first, last)
-        calls, done = self._done
+        calls, done, taken = self._done
         start, stop = bisect_left(calls, first), bisect_left(calls, min(last, self._forward) + 1)
         operations = times * (done[stop] - done[start])
         batches = -(-columns // limit) + (columns > 32 < limit)  # the first ones are smaller
         each = self.rates.node if limit == 1 else self.rates.batch
-        seconds = batches * count * each + columns * (
-            moved / self.rates.move + operations / self.rates.multiply
-        )
+        multiplied = times * (taken[stop] - taken[start])
+        seconds = batches * count * each + columns * (moved / self.rates.move + multiplied)
         return Cost(columns, columns * operations, min(columns, limit) * bytes_, self._scale * seconds)
 
     def walk(self, calls: int, pulls: int, operations: float, bytes_: int) -> Cost:

@@ -35,6 +35,7 @@ class Exploration:
         changed: the evaluation changed something in place. It was put back, so that its graph may hold what
             has been overwritten.
         why_not: why no samples were found, if something went wrong.
+        told: the table told where the samples are, whatever the numbers.
     """
 
     samples: Mapping[int, Samples] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Exploration:
     gradient: Sequence[Tensor | None] | None = None
     changed: bool = False
     why_not: str | None = None
+    told: bool = False
 
 
 NOT_EXPLORED = Exploration()

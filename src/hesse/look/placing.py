@@ -8,6 +8,7 @@ they do not touch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from torch import Tensor
 
@@ -37,6 +38,21 @@ def placed(evaluation: Evaluation) -> Places | None:
         if best is not None and apart(layers, best) == len(layers):
             break
     return best
+
+
+def contradicted(calls: Sequence[Call], found: Sequence[Sequence[Samples | None]]) -> Call | None:
+    """A call whose results have samples where the table tells that they are not, whatever was found."""
+    places: dict[Value, Samples] = {}
+    for call, results in zip(calls, found, strict=True):
+        inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in places]
+        places.update((v, place) for v, place in zip(call.outputs, results, strict=True) if place is not None)
+        if inputs and all(places[value].count > 1 for value in inputs):
+            with suppress(NoStructure):
+                told = site_of(call, inputs, places).first.placed() or results
+                pairs = zip(results, told, strict=True)
+                if any(place is not None and place.count > 1 and place != own for place, own in pairs):
+                    return call
+    return None
 
 
 def apart(layers: Mapping[int, LayerCall], places: Places) -> int:

@@ -36,15 +36,17 @@ class Ask:
         question: what is asked.
         problem: of which problem.
         meter: holds its gradient, and what may be used.
-        planned: the tensors that a plan leaves to the method; None where it is to choose.
+        planned: the tensors that a plan leaves to the method; none where it is to choose.
+        chunk: how many samples the plan takes at a time, likewise.
         part: of a Hessian, the rows and columns.
     """
 
     question: Question
     problem: Problem
     meter: Meter
-    planned: Collection[int] | None = None
+    planned: Collection[int] = ()
     part: Part | None = None
+    chunk: int = 0
 
     @property
     def gradient(self) -> Gradient:
@@ -94,6 +96,16 @@ class Ask:
 Products = Callable[[Numbers, Numbers], Blocks]
 """Some rows by some columns, by one product each."""
 Found = tuple[Blocks, Sequence[Probe]]
+Run = Callable[[Progress, bool, Products], Found]
+"""Answers a method's tensors, and leaves what is to be checked of them if that is wanted.
+
+Of a part of the Hessian, all, with `Products` for what the method does not take itself.
+"""
+
+
+def nothing(progress: Progress, check: bool, products: Products) -> Found:
+    """The `Run` of a method that leaves everything to products."""
+    return {}, []
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,8 @@ class Applicable:
         pieces: the tensors whose blocks are checked by one product each.
         reason: what to say of it.
         left: why it does not answer the others, where that is known.
-        run: answers its tensors, and leaves what is to be checked of them if that is wanted; of a part of
-            the Hessian, all, with `products` for what it does not take itself.
+        run: answers its tensors.
+        chunk: how many samples are taken at a time, where that is the method's to choose.
     """
 
     cost: Cost
@@ -115,7 +127,8 @@ class Applicable:
     pieces: Sequence[int]
     reason: str
     left: Mapping[int, str] = field(default_factory=dict)
-    run: Callable[[Progress, bool, Products], Found] = lambda progress, check, products: ({}, [])
+    run: Run = nothing
+    chunk: int = 0
 
 
 @dataclass(frozen=True)

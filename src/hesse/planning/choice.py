@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from hesse.errors import ArgumentError
 from hesse.look.meter import Cost, Meter, total
-from hesse.methods import OFFERS
-from hesse.methods.base import Applicable, Ask, MethodName, Offer, Question, Refused
+from hesse.methods import METHODS
+from hesse.methods.base import Applicable, Ask, MethodName, Offer, Question, Refused, Run
 from hesse.planning.plan import Estimate, Plan, Share
 from hesse.problem import Problem
 from hesse.selection import Part
 from hesse.structure import NoStructure, sought
 
-METHODS: tuple[MethodName, ...] = get_args(MethodName)
 ASKED = "as asked"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan, and the offer that it was made from."""
+    """A plan, and how the tensors of its method are answered."""
 
     plan: Plan
-    offer: Applicable
+    run: Run
+
+
+def resumed(problem: Problem, meter: Meter, plan: Plan, part: Part | None) -> Choice:
+    """A plan that was given back, of a function that looks the same."""
+    ask = Ask(plan.asked, problem, meter, plan.by(plan.method), part, plan.chunk)
+    return Choice(plan, METHODS[plan.method].run_of(ask))
 
 
 def wanted(method: str | Plan) -> str:
@@ -41,7 +45,7 @@ def choose(
     question: Question,
     problem: Problem,
     meter: Meter,
-    method: str | Plan,
+    method: str,
     check: bool,
     refused: Mapping[MethodName, str] | None = None,
     brief: bool = False,
@@ -59,12 +63,9 @@ def choose(
         brief: do not look into methods that could hardly save the time of the look.
         part: of a Hessian, the rows and columns.
     """
-    name = wanted(method)
     ask = Ask(question, problem, meter, part=part)
     offers, settled = _offers(ask, method, refused or {}, brief)
     applicable = {way: offer for way, offer in offers.items() if isinstance(offer, Applicable)}
-    if isinstance(method, Plan):
-        _require_planned(method, offers, problem)
     checks = {way: _check(ask, offer) if check else Cost() for way, offer in applicable.items()}
     seconds = {
         way: (meter.preparation + offer.cost + checks[way]).seconds for way, offer in applicable.items()
@@ -74,12 +75,12 @@ def choose(
         way for way, offer in applicable.items() if settled or offer.cost.bytes <= meter.workspace
     ] or ["dense"]
     # A method that is asked for and does not apply gives way to the best that does.
-    best = name if name in applicable else min(fitting, key=lambda way: seconds[way])
+    best = method if method in applicable else min(fitting, key=lambda way: seconds[way])
     chosen, size = applicable[best], answer_bytes(question, problem, part)
     plan = Plan(
         question=question,
         method=best,
-        reason=chosen.reason + (_why_dense(name, offers, question) if best == "dense" else ""),
+        reason=chosen.reason + (_why_dense(method, offers, question) if best == "dense" else ""),
         passes=chosen.cost.passes,
         check_passes=checks[best].passes,
         flops=chosen.cost.flops,
@@ -87,42 +88,40 @@ def choose(
         answer_bytes=size,
         seconds=seconds[best],
         estimates=tuple(_estimate(way, offers[way], size, seconds) for way in METHODS),
-        shares=tuple(_shares(ask, best, applicable, wish=ASKED if name == "dense" else "")),
+        shares=tuple(_shares(ask, best, applicable, wish=ASKED if method == "dense" else "")),
         part=None if part is None else part.size,
+        chunk=chosen.chunk,
     )
-    return Choice(plan, chosen)
+    return Choice(plan, chosen.run)
 
 
 def _offers(
-    ask: Ask, method: str | Plan, refused: Mapping[MethodName, str], brief: bool
+    ask: Ask, method: str, refused: Mapping[MethodName, str], brief: bool
 ) -> tuple[dict[MethodName, Offer], bool]:
     """What the methods offer, and whether the choice is settled without a look at products."""
-    name = wanted(method)
     found: dict[MethodName, Offer] = {}
     settled = False
     for other in METHODS:
         if other in refused:
             found[other] = Refused(refused[other])
-        elif settled and name == "auto":
+        elif settled and method == "auto":
             found[other] = Refused("not looked into: it could hardly save the time of the look")
-        elif settled or (name not in ("auto", "sweep", other) and other != "dense"):
+        elif settled or (method not in ("auto", "sweep", other) and other != "dense"):
             found[other] = Refused("not asked for")
         else:
-            planned = method.by(other) if isinstance(method, Plan) else None
-            found[other] = _offer(other, ask, planned)
-        if brief and name in ("auto", other):
-            settled |= _settles(found[other], ask.meter, asked=name == other)
+            found[other] = _offer(other, ask)
+        if brief and method in ("auto", other):
+            settled |= _settles(found[other], ask.meter, asked=method == other)
     return found, settled
 
 
-def _offer(name: MethodName, ask: Ask, planned: frozenset[int] | None) -> Offer:
+def _offer(name: MethodName, ask: Ask) -> Offer:
     """What a method offers, or why it does not apply."""
-    own = Ask(ask.question, ask.problem, ask.meter, planned, ask.part)
     if name == "dense":  # which needs no structure
-        return OFFERS[name](own)
+        return METHODS[name].offer(ask)
     try:
         with sought():
-            return OFFERS[name](own)
+            return METHODS[name].offer(ask)
     except NoStructure as error:
         return Refused(str(error))
 
@@ -139,20 +138,6 @@ def _settles(offer: Offer, meter: Meter, asked: bool) -> bool:
         offer.cost.bytes <= meter.left
         and (seconds < 4 * meter.preparation.seconds or seconds < meter.products_lower_bound.seconds)
     )
-
-
-def _require_planned(plan: Plan, offers: Mapping[MethodName, Offer], problem: Problem) -> None:
-    """Raise where the method of a plan that was given back does not take what the plan leaves to it."""
-    name = plan.method
-    offer = offers[name]
-    taken = offer.shares.keys() if isinstance(offer, Applicable) else set()
-    missing = plan.by(name) - taken
-    if missing and name != "dense":
-        why = offer.why if isinstance(offer, Refused) else "it is used in another way"
-        raise ArgumentError(
-            f"method is a plan that takes {problem.names[min(missing)]} by {name}, which does not apply "
-            f"({why}); make a new plan with hesse.plan"
-        )
 
 
 def _why_dense(name: str, offers: Mapping[MethodName, Offer], question: Question) -> str:

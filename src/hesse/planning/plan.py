@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from hesse.errors import ArgumentError
+from hesse.look.learned import Learned
 from hesse.methods.base import MethodName, Question, counted
 from hesse.problem import Problem
 from hesse.runtime.memory import show
@@ -58,12 +60,14 @@ class Share:
 class Plan:
     """The method chosen for a problem, and what every method would take.
 
-    A plan is plain data. Given back as `method=plan` it fixes the method of every tensor. It is valid
-    for the same question about a problem with the same number of tensors of the same shapes and dtypes;
-    the values may be others. Whatever the plan says, the result is certified.
+    A plan is plain data, to be kept, sent and compared. Given back as `method=plan` it fixes the method of
+    every tensor. It is valid for the same question about a problem with the same number of tensors of the
+    same shapes and dtypes; the values may be others. A function that makes the same calls is evaluated only
+    once, and answered at once; one that makes other calls is looked at again, and the plan of the result says
+    so. Whatever the plan says, the result is certified.
 
     Attributes:
-        question: "hessian", "blocks" or "diagonal" (a trace is the sum of a diagonal).
+        question: "hessian", "blocks", "diagonal" (a trace is the sum of a diagonal) or "product".
         method: the method's name; a faster method may leave some tensors to "dense", see `shares`.
         reason: why this method.
         passes: Hessian-vector products it takes, without the check.
@@ -75,9 +79,12 @@ class Plan:
         estimates: the same for every method.
         shares: the method of every tensor.
         part: how many rows and columns of a Hessian are asked for, if not all.
+        chunk: how many samples a sweep takes at a time; zero where there is none.
+        learned: what the look at the function found; the plan is carried out at once where it looks the same.
+            Not compared: it holds times.
     """
 
-    question: Question
+    question: Question | Literal["product"]
     method: MethodName
     reason: str
     passes: int
@@ -89,6 +96,14 @@ class Plan:
     estimates: tuple[Estimate, ...]
     shares: tuple[Share, ...]
     part: tuple[int, int] | None = None
+    chunk: int = 0
+    learned: Learned | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def asked(self) -> Question:
+        """The question that there are several methods for."""
+        assert self.question != "product"
+        return self.question
 
     def by(self, method: str) -> frozenset[int]:
         """Indices of the tensors that a method answers."""

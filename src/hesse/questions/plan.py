@@ -12,6 +12,7 @@ from hesse.errors import ArgumentError
 from hesse.methods.base import Question
 from hesse.planning.plan import Plan
 from hesse.problem import from_function
+from hesse.questions.products import plan_of_product
 from hesse.selection import part_of
 
 _ASKED: dict[str, Question] = {
@@ -24,6 +25,7 @@ _ASKED: dict[str, Question] = {
     "diagonal": "diagonal",
     "trace": "diagonal",
 }
+_PRODUCTS = ("hvp", "second_directional_derivative", "product")
 
 
 def plan(
@@ -46,8 +48,8 @@ def plan(
     from the operations, scaled by the time of one gradient of this function.
 
     Args:
-        question: "hessian", "blocks", "diagonal" or "trace", or one of the functions that answer them,
-            or its name.
+        question: "hessian", "blocks", "diagonal", "trace" or "product", or one of the functions that answer
+            them, or its name.
         func: the function, see `hessian`.
         inputs: what it is differentiated by, see `hessian`.
         method: see `hessian`.
@@ -63,8 +65,7 @@ def plan(
         tensors of the same number, shapes and dtypes.
 
     Raises:
-        HesseError: see `hessian`; `ArgumentError` for a question without a plan (a single product has
-            nothing to choose).
+        HesseError: see `hessian`; `ArgumentError` for a question without a plan.
 
     Example:
         >>> import torch, hesse
@@ -76,9 +77,14 @@ def plan(
         ('taps', 6)
         >>> diagonal = hesse.hessian_diagonal(loss, list(model.parameters()), method=plan)
     """
-    known = _ASKED.get(question if isinstance(question, str) else getattr(question, "__name__", ""))
+    name = question if isinstance(question, str) else getattr(question, "__name__", "")
+    if name in _PRODUCTS:
+        if rows is not None or columns is not None or square:
+            raise ArgumentError(f"rows, columns and square choose a part of the hessian, met {name}")
+        return plan_of_product(from_function(func, inputs), memory)
+    known = _ASKED.get(name)
     if known is None:
-        raise ArgumentError(f"question must be one of {', '.join(_ASKED)}, met {question!r}")
+        raise ArgumentError(f"question must be one of {', '.join((*_ASKED, *_PRODUCTS))}, met {question!r}")
     diagonal = known == "diagonal"
     problem = from_function(func, inputs, "params" if diagonal else "inputs", as_secorder=diagonal)
     part = part_of(problem, rows, columns, square, flat)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hesse.runtime.chunks import ChunkSize
 from hesse.runtime.progress import Progress
-from hesse.runtime.room import Room
 
 
 def batched(
@@ -47,18 +46,14 @@ def stacks(
     product: Callable[..., Sequence[Tensor]],
     seeds: Callable[[range], Sequence[Tensor]],
     total: int,
-    room: Room,
+    chunks: ChunkSize,
     progress: Progress,
-    expected: float,
 ) -> Iterator[tuple[range, Sequence[Tensor]]]:
-    """`product` for `total` seeds (some tensors each), in chunks; what is done with a chunk is in its time.
-
-    `expected`: seconds that a product takes.
-    """
-    chunks, start = ChunkSize(room, total, expected), 0
+    """`product` for `total` seeds (some tensors each), in chunks; what is done with one is in its time."""
+    start = 0
     while start < total:
         numbers = range(start, min(start + chunks.size, total))
-        with room.watched(len(numbers)):
+        with chunks.room.watched(len(numbers)):
             some = seeds(numbers)
             began = clock(some[0])
             found = batched(product, some, chunks)

@@ -13,7 +13,6 @@ it yields is entered around the caller's code alone. Between them
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 
 from hesse.runtime import autocast
+from hesse.runtime.uncompiled import eager
 from hesse.runtime.watch import Watch
 
 
@@ -62,8 +62,7 @@ def isolated(third_order: bool = False) -> Iterator[Watch]:
         _SHARED.changes.append(shared)
         shared.callback(_SHARED.changes.remove, shared)
         shared.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if "torch._dynamo" in sys.modules:  # without it nothing can have been compiled
-            shared.enter_context(torch.compiler.set_stance("force_eager"))
+        shared.enter_context(eager())
         shared.callback(watch.restore)
         hook = module_hooks.register_module_buffer_registration_hook(watch.note_rebound)
         shared.callback(hook.remove)

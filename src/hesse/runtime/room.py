@@ -18,6 +18,9 @@ _FAR = 2.0  # and a larger one
 class Room:
     """Bytes for batches of columns.
 
+    Attributes:
+        column: bytes that each is predicted to take.
+
     What formulas take beside their results, and what an allocator cannot use again, nobody can predict. So
     where large batches might not fit the first ones are small, and how much memory was in use while they ran
     tells how large others may be.
@@ -27,9 +30,9 @@ class Room:
         """`workspace`: bytes that may be used; `column`: what each is predicted to take."""
         self._tight = 4 * _BATCH * column > workspace
         self._workspace = int(_SAFE * workspace) if self._tight else workspace
-        self._column, self._in_use = max(1, column), in_use
+        self.column, self._in_use = max(1, column), in_use
         self._base = in_use()
-        self._limit = self._workspace // self._column // (4 if self._tight else 1)
+        self._limit = self._workspace // self.column // (4 if self._tight else 1)
         self._taken: dict[int, int] = {}  # by the size of a batch, the most that one took
 
     @property
@@ -57,7 +60,7 @@ class Room:
         # Of the larger batches: small ones have what every batch takes to themselves.
         largest = max(self._taken)
         each = max(taken / size for size, taken in self._taken.items() if 2 * size > largest)
-        fitting = self._workspace / max(self._column, each)
+        fitting = self._workspace / max(self.column, each)
         self._limit = max(int(fitting / _FAR), min(int(fitting / _NEAR), 2 * largest))
 
 

@@ -109,6 +109,11 @@ class Watch(TorchFunctionMode):
         self._coarser = set().union(*(_COARSER.get(dtype, set()) for dtype in dtypes)) - dtypes
         self.keep_gradients(leaf for leaf in leaves if leaf.is_leaf and leaf.grad is None)
 
+    @property
+    def coarse(self) -> bool:
+        """Was anything computed in fewer digits?"""
+        return bool(self._coarse)
+
     def coarse_on_the_way_to(self, value: Tensor) -> Coarse | None:
         """The first call of fewer digits that the value depends on."""
         if not self._coarse:

@@ -5,6 +5,7 @@ A function here declines, by `NotImplemented` and before it calls anything, what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
@@ -97,6 +98,48 @@ def _repeated(heads: Tensor, count: int) -> Tensor:
 def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     """Attention that gives its weights makes its scores by this, the mask added."""
     return input + torch.bmm(batch1, batch2) if beta == alpha == 1 else NotImplemented
+
+
+def _addbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    return input + torch.bmm(batch1, batch2).sum(0) if beta == alpha == 1 else NotImplemented
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """A weight for all, or for every channel."""
+    channels = weight if weight.numel() == 1 else weight.view(-1, *(1,) * max(0, input.dim() - 2))
+    return torch.where(input > 0, input, channels * input)
+
+
+def _glu(input: Tensor, dim: int = -1) -> Any:
+    if input.shape[dim] % 2:
+        return NotImplemented  # an error
+    value, gate = input.chunk(2, dim)
+    return value * torch.sigmoid(gate)
+
+
+def _variance(
+    input: Tensor, dim: Any = None, unbiased: Any = None, keepdim: bool = False, *, correction: Any = None
+) -> Any:
+    """The mean of squared distances from the mean, of dimensions that are told."""
+    dims = [dim] if type(dim) is int else dim
+    if not isinstance(dims, (tuple, list)) or not dims or not input.is_floating_point():
+        return NotImplemented
+    if correction is None:
+        correction = 1 if unbiased is None else int(unbiased)
+    count = math.prod(input.shape[d] for d in dims)
+    if count - correction <= 0:
+        return NotImplemented  # what is not finite is torch's to tell
+    centred = input - input.mean(dims, keepdim=True)
+    return centred.square().sum(dims, keepdim=keepdim) / (count - correction)
+
+
+def _deviation(*args: Any, **kwargs: Any) -> Any:
+    """The root of the variance; where that is zero torch's own has a derivative, and the root has none."""
+    with torch.no_grad():
+        if not bool(torch.std(*args, **kwargs).all()):
+            return NotImplemented
+    variance = _variance(*args, **kwargs)
+    return variance if variance is NotImplemented else variance.sqrt()
 
 
 Formula = Callable[[Tensor, Tensor, State], State]
@@ -200,7 +243,16 @@ _gru_cell, _lstm_cell = partial(_cell, _gru), partial(_cell, _lstm)
 COMPOSITES: dict[Any, Callable[..., Any]] = {
     functional.multi_head_attention_forward: _opened(functional.multi_head_attention_forward),
     functional.scaled_dot_product_attention: _attention,
-    torch.baddbmm: _baddbmm,
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _baddbmm),
+    **dict.fromkeys((torch.addbmm, Tensor.addbmm), _addbmm),
+    **dict.fromkeys((torch.prelu, Tensor.prelu, functional.prelu), _prelu),
+    **dict.fromkeys((torch.var, Tensor.var), _variance),
+    **dict.fromkeys((torch.std, Tensor.std), _deviation),
+    functional.glu: _glu,
+    **{
+        function: _opened(function)
+        for function in (functional.normalize, functional.softmin, functional.lp_pool1d, functional.lp_pool2d)
+    },
     torch.rnn_tanh: partial(_recurrent, _tanh_cell),
     torch.rnn_relu: partial(_recurrent, _relu_cell),
     torch.gru: partial(_recurrent, _gru_cell),
@@ -211,3 +263,13 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.lstm_cell: partial(_step, _lstm_cell),
 }
 """By the function of the torch API; each takes its arguments."""
+
+LAYERED = {
+    functional.multi_head_attention_forward,
+    *(
+        function
+        for function in COMPOSITES
+        if getattr(function, "__name__", "").startswith(("rnn", "gru", "lstm"))
+    ),
+}
+"""Those that hide layers."""

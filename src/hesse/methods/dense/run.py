@@ -122,7 +122,7 @@ def _fill(
     room = meter.fit(_column(gradient) + 2 * width, there)
     if not schedule.batched:
         room.lower(1)
-    chunks = ChunkSize(room, sum(sizes.values()), meter.product)
+    chunks = meter.sizes.search(room, sum(sizes.values()), meter.product)
     pending = list(numbers)
     row = 0  # of the first pending tensor
     while pending:

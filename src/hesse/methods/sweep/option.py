@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from hesse.curvature.entry import Entry
 from hesse.look.meter import Cost, Meter, total
-from hesse.methods.base import Applicable, Ask, Found, Offer, Products, Refused, counted
+from hesse.methods.base import Applicable, Ask, Found, Offer, Products, Refused, Run, counted
 from hesse.methods.sweep import cost as costs
 from hesse.methods.sweep import walk
 from hesse.methods.sweep.route import Route, route_of
@@ -25,11 +25,13 @@ def offer(ask: Ask) -> Offer:
         return Refused("gives diagonals and blocks, not the full Hessian")
     if gradient.found.touching:
         return Refused(f"samples touch after {gradient.found.touching}")
-    if gradient.tape is None or not gradient.batch_dims:
+    if gradient.tape is None:
+        return Refused(gradient.found.why_not or "no call of a layer can be seen")
+    if not gradient.batch_dims:
         return Refused(gradient.found.why_not or "no samples were found that do not touch")
     sweep = _best(ask)
     route = sweep.route
-    covered = route.covered if ask.planned is None else route.covered & set(ask.planned)
+    covered = route.covered
     beside: Mapping[int, Cost] = {}
     if not covered.issuperset(gradient.reached):
         beside = {i: cost for i, cost in ask.products().items() if i not in covered}
@@ -41,12 +43,9 @@ def offer(ask: Ask) -> Offer:
     if ask.question == "blocks":
         pieces = [*covered, *beside]
     taken = sweep.taken
+    ask = replace(ask, planned=frozenset(covered), chunk=taken.size)
     unknown = f", {', '.join(taken.unknown)} by autograd" if taken.unknown else ""
     chunks = f", in {taken.chunks} chunks of {taken.size} samples" if taken.chunks > 1 else ""
-
-    def run(progress: Progress, check: bool, products: Products) -> Found:
-        return _run(ask, frozenset(covered), progress, check)
-
     return Applicable(
         sweep.cost + total(beside.values()),
         {
@@ -59,22 +58,27 @@ def offer(ask: Ask) -> Offer:
         dict.fromkeys(
             beside, "enters several times or not linearly; products take less than carrying it along"
         ),
-        run,
+        run_of(ask),
+        taken.size,
     )
 
 
-def _run(ask: Ask, leaves: frozenset[int], progress: Progress, check: bool) -> Found:
-    tape, gradient = ask.gradient.tape, ask.gradient
-    assert tape is not None
-    route = route_of(tape, gradient.value, gradient.batch_dims, leaves)
-    whole = ask.question == "blocks"
-    taken = costs.cost(route, ask.meter.room, whole)
-    if taken.chunks > 1:
-        progress.expect(taken.chunks)
-    if whole:  # blocks are checked where they are joined with the others
-        return walk.blocks(route, leaves, taken.size, progress), []
-    diagonals, probes = walk.diagonal(route, leaves, check, taken.size, progress)
-    return _twice(diagonals), probes
+def run_of(ask: Ask) -> Run:
+    """The walk for what is planned."""
+
+    def run(progress: Progress, check: bool, products: Products) -> Found:
+        tape, gradient, leaves = ask.gradient.tape, ask.gradient, frozenset(ask.planned)
+        assert tape is not None
+        route = route_of(tape, gradient.value, gradient.batch_dims, leaves)
+        chunks = len(route.chunks(ask.chunk))
+        if chunks > 1:
+            progress.expect(chunks)
+        if ask.question == "blocks":  # which are checked where they are joined with the others
+            return walk.blocks(route, leaves, ask.chunk, progress), []
+        diagonals, probes = walk.diagonal(route, leaves, check, ask.chunk, progress)
+        return _twice(diagonals), probes
+
+    return run
 
 
 def _twice(diagonals: Mapping[int, Tensor]) -> dict[tuple[int, int], Tensor]:
@@ -94,15 +98,15 @@ class _Sweep:
 def _best(ask: Ask) -> _Sweep:
     """The sweep that keeps those leaves alive for which that takes less than products, in what is left."""
     meter = ask.meter
-    found = _keeping(ask, frozenset(meter.gradient.reached if ask.planned is None else ask.planned))
-    while ask.planned is None:
+    found = _keeping(ask, frozenset(meter.gradient.reached))
+    while True:
         losing = [leaves for leaves, cost in found.live.items() if cost.seconds > _products(meter, leaves)]
         if not losing and found.live and found.cost.bytes > meter.room:
             losing = _too_large(found, meter)
         if not losing:
             break
         found = _keeping(ask, found.route.live.difference(*losing))
-    if ask.planned is None and found.live:
+    if found.live:
         with suppress(NoStructure):
             short = _keeping(ask, frozenset())
             beside = sum(_products(meter, leaves) for leaves in found.live)

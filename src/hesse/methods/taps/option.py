@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hesse.look.layer import Layer
 from hesse.look.meter import Cost, total
-from hesse.methods.base import Applicable, Ask, Found, Offer, Products, Refused, counted, transposed
+from hesse.methods.base import Applicable, Ask, Found, Offer, Products, Refused, Run, counted, transposed
 from hesse.methods.taps import run as taps
 from hesse.methods.taps.part import LayerPart
 from hesse.runtime.progress import Progress
@@ -26,10 +26,7 @@ def offer(ask: Ask) -> Offer:
 def _of_all(ask: Ask, layers: list[Layer]) -> Offer:
     question = ask.question
     beside = ask.products(joined=True)
-    if ask.planned is None:
-        layers = _paying(ask, layers, beside)
-    else:
-        layers = [layer for layer in layers if layer.call.weight in ask.planned]
+    layers = _paying(ask, layers, beside)
     if not layers:
         return Refused("one product per coordinate is as fast for every layer")
     uses: dict[int, list[Layer]] = {}
@@ -38,12 +35,6 @@ def _of_all(ask: Ask, layers: list[Layer]) -> Offer:
             uses.setdefault(i, []).append(layer)
     joined = {layer.call.weight for layer in layers} if question == "diagonal" else set(uses)
     sizes = ask.problem.sizes
-
-    def run(progress: Progress, check: bool, products: Products) -> Found:
-        answer = taps.answer_to(question, layers, check)
-        taps.run(answer, layers, ask.meter, progress)
-        return answer.blocks(), answer.probes()
-
     return Applicable(
         taps.cost(question, layers, ask.meter) + total(cost for i, cost in beside.items() if i not in uses),
         {i: _how(i, those, sizes[i]) for i, those in uses.items()},
@@ -51,8 +42,38 @@ def _of_all(ask: Ask, layers: list[Layer]) -> Offer:
         f"{counted(len(layers), 'layer')} with {sum(sizes[i] for i in uses):,} coordinates take one "
         f"product per output and position{ask.others(beside, uses)}",
         {i: "a product per coordinate is as fast" for layer in ask.gradient.layers for i in layer.tensors},
-        run,
+        _run_all(ask, layers),
     )
+
+
+def run_of(ask: Ask) -> Run:
+    """Taps for what is planned."""
+    _, layers = taps.usable(ask.question, ask.gradient)
+    if ask.part is None:
+        return _run_all(ask, [layer for layer in layers if layer.call.weight in ask.planned])
+    usable = {i for layer in layers for i in layer.tensors}
+    return _run_part(ask, layers, _split(ask.part, usable & set(ask.planned), usable), ask.part)
+
+
+def _run_all(ask: Ask, layers: Sequence[Layer]) -> Run:
+    def run(progress: Progress, check: bool, products: Products) -> Found:
+        answer = taps.answer_to(ask.question, layers, check)
+        taps.run(answer, layers, ask.meter, progress)
+        return answer.blocks(), answer.probes()
+
+    return run
+
+
+def _run_part(ask: Ask, layers: Sequence[Layer], split: Sequence[Mapping[int, Tensor]], part: Part) -> Run:
+    rows, columns, rest, beside = split
+
+    def run(progress: Progress, check: bool, products: Products) -> Found:
+        taken = LayerPart(layers, rows, columns)
+        taps.run_part(taken, layers, ask.meter, progress)
+        beside_them = transposed(products(beside, rows))
+        return taken.blocks() | dict(products(rest, part.columns.numbers)) | beside_them, []
+
+    return run
 
 
 def _how(index: int, uses: Sequence[Layer], size: int) -> str:
@@ -77,9 +98,9 @@ def _paying(ask: Ask, layers: Sequence[Layer], beside: Mapping[int, Cost]) -> li
 def _of_part(ask: Ask, part: Part, layers: list[Layer]) -> Offer:
     """Rows of layers by their outputs, those of all other tensors by products."""
     usable = {i for layer in layers for i in layer.tensors}
-    tapped = usable & (part.rows.numbers.keys() if ask.planned is None else set(ask.planned))
+    tapped = usable & part.rows.numbers.keys()
     found = _tapped(ask, part, tapped, usable, layers)
-    while ask.planned is None and len(tapped) > 1:  # leave out what takes less by products
+    while len(tapped) > 1:  # leave out what takes less by products
         others = [_tapped(ask, part, tapped - {i}, usable, layers) for i in tapped]
         best = min(others, key=lambda other: other.cost.seconds)
         if best.cost.seconds >= found.cost.seconds:
@@ -89,7 +110,8 @@ def _of_part(ask: Ask, part: Part, layers: list[Layer]) -> Offer:
 
 
 def _tapped(ask: Ask, part: Part, tapped: set[int], usable: set[int], layers: list[Layer]) -> Applicable:
-    rows, columns, rest, beside = _split(part, tapped, usable)
+    split = _split(part, tapped, usable)
+    rows, columns, rest, beside = split
     own = LayerPart(layers, rows, columns)
     cost = total(
         [
@@ -101,13 +123,6 @@ def _tapped(ask: Ask, part: Part, tapped: set[int], usable: set[int], layers: li
     outputs = sum(len(owned.outputs) for owned in own.rows.values())
     count = sum(map(len, rows.values()))
     others = sum(map(len, rest.values())) + sum(map(len, beside.values()))
-
-    def run(progress: Progress, check: bool, products: Products) -> Found:
-        taken = LayerPart(layers, rows, columns)
-        taps.run_part(taken, layers, ask.meter, progress)
-        beside_them = transposed(products(beside, rows))
-        return taken.blocks() | dict(products(rest, part.columns.numbers)) | beside_them, []
-
     return Applicable(
         cost,
         dict.fromkeys(columns, "columns come with the rows of layers")
@@ -115,7 +130,7 @@ def _tapped(ask: Ask, part: Part, tapped: set[int], usable: set[int], layers: li
         list(rows)[:1],
         f"{count:,} rows by layers take one product per output ({outputs:,}) and position"
         + (f"; the other {others:,} coordinates take one product each" if others else ""),
-        run=run,
+        run=_run_part(ask, layers, split, part),
     )
 
 

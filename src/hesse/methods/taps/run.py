@@ -142,7 +142,8 @@ def run(answer: LayerAnswer, layers: Sequence[Layer], meter: Meter, progress: Pr
         size = [tap[0].gradient for tap in (*batch.taps, *rows, *rows)]
         room = meter.fit(held + sum(map(_bytes, size)))
         products = partial(_tapped, gradient, batch.taps, rows)
-        for numbers, found in stacks(products, batch.seeds, batch.columns, room, progress, meter.product):
+        chunks = meter.sizes.search(room, batch.columns, meter.product)
+        for numbers, found in stacks(products, batch.seeds, batch.columns, chunks, progress):
             M = {row: stack for tap, stack in zip(rows, found, strict=True) for row in tap}
             for tap, own, part in batch.members(numbers):
                 for columns in tap:
@@ -162,7 +163,8 @@ def run_part(part: LayerPart, layers: Sequence[Layer], meter: Meter, progress: P
         room = meter.fit(held + _bytes(row.gradient) + 2 * sum(_bytes(layer.gradient) for layer in columns))
         products = partial(_tapped, meter.gradient, [[row]], [[layer] for layer in columns])
         seeds = partial(_seeds_of, row, numbers)
-        for some, found in stacks(products, seeds, len(numbers), room, progress, meter.product):
+        chunks = meter.sizes.search(room, len(numbers), meter.product)
+        for some, found in stacks(products, seeds, len(numbers), chunks, progress):
             own = numbers[some.start : some.stop]
             for column, stack in zip(columns, found, strict=True):
                 moved = _columns_of(jacobians[column].get(row), column, own)
@@ -304,9 +306,8 @@ def _jacobians(
         lambda seed: meter.gradient.moved(layer, seed, before),
         lambda numbers: [layer.input_seeds(numbers)],
         layer.inputs,
-        meter.fit(held),
+        meter.sizes.search(meter.fit(held), layer.inputs, meter.product),
         progress,
-        meter.product,
     )
     rows = zip(*(found for _, found in made_of), strict=True)
     return {other: layer.jacobian(other, torch.cat(parts)) for other, parts in zip(before, rows, strict=True)}

@@ -1,0 +1,84 @@
+"""The first look at a function: evaluated at its point, with what is known of its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from hesse.look.evaluation import Evaluation, evaluated, glanced, remark, require_deterministic
+from hesse.look.explore import explore
+from hesse.look.gradient import Gradient
+from hesse.look.learned import Learned, learned
+from hesse.problem import Problem
+from hesse.runtime import random_state
+from hesse.runtime.memory import Budget
+
+
+@dataclass(frozen=True)
+class Look:
+    """A function at its point.
+
+    Attributes:
+        gradient: its gradient.
+        same: what was learned before, where it looks the same.
+        changed: what looks different than before, if anything.
+    """
+
+    gradient: Gradient
+    same: Learned | None = None
+    changed: str | None = None
+
+    @property
+    def learned(self) -> Learned:
+        """What is to be kept of the look."""
+        return self.same or learned(self.gradient.evaluation, self.gradient.found)
+
+
+@contextmanager
+def looked_at(
+    problem: Problem,
+    budget: Budget,
+    structure: bool,
+    strict: bool = False,
+    create_graph: bool = False,
+    known: Learned | None = None,
+) -> Iterator[Look]:
+    """The function at its point, with its `structure` if that is of interest.
+
+    It is evaluated twice, and recorded the second time if that may help; once more, where its graph may hold
+    what had to be put back for a look. Where it looks as is `known`, it is evaluated once.
+    """
+    with ExitStack() as held:
+
+        def evaluate(recorded: bool) -> Evaluation:
+            held.close()
+            return held.enter_context(evaluated(problem, strict, create_graph, recorded))
+
+        changed = evaluation = None
+        if known is not None:
+            recorded = structure and known.recorded
+            evaluation = replace(evaluate(recorded), seconds=known.seconds)
+            changed = known.differs(evaluation) if recorded else None
+            if random_state.current().used:  # they may be what the function depends on (dropout)
+                require_deterministic(evaluation.value, glanced(problem, create_graph, recorded).value)
+            if changed is None and not (recorded and known.places is None):
+                found = known.found(evaluation) if recorded else explore(problem, evaluation, budget)
+                remark(evaluation)
+                yield Look(Gradient(evaluation, found), same=known)
+                return
+            changed = changed or "where its samples are depends on numbers"
+        glance = glanced(problem, create_graph, structure)
+        recorded = structure and glance.layered
+        evaluation = evaluate(recorded)
+        if evaluation.untaped:  # then the calls were others
+            glance = glanced(problem, create_graph)
+        require_deterministic(glance.value, evaluation.value)
+        found = explore(problem, evaluation, budget)
+        if found.changed:
+            evaluation = evaluate(recorded)
+            require_deterministic(glance.value, evaluation.value)
+        remark(evaluation)
+        # Who comes first, warms up.
+        evaluation = replace(evaluation, seconds=min(glance.seconds, evaluation.seconds))
+        yield Look(Gradient(evaluation, found), changed=changed)

@@ -1,0 +1,110 @@
+"""What a look at a function found, as plain data: true of every evaluation that looks the same.
+
+Two evaluations look the same where they make the same calls: by function, shapes, dtypes, constants, and
+where every argument comes from. Numbers may be others, but for those of indices, which may join samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.calls.table import row_of
+from hesse.look.evaluation import Evaluation
+from hesse.look.perturb import Exploration
+from hesse.look.placing import sample_place
+from hesse.tape.record import Call, Value
+from hesse.tape.samples import Samples
+
+Look = tuple[Any, ...]
+"""What a call looks like."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a look found.
+
+    Attributes:
+        seconds: what an evaluation takes.
+        recorded: the function has a layer, so that its calls are worth recording.
+        calls: what they look like; None where they were not recorded.
+        places: where the samples are in the results of every call; None where that depends on numbers.
+        sizes: of chunks, those that paid, in the order in which they were looked for.
+        plain: of a product, what the function calls, where none of that needs isolation.
+    """
+
+    seconds: float
+    recorded: bool
+    calls: tuple[Look, ...] | None = None
+    places: tuple[tuple[Samples | None, ...], ...] | None = None
+    sizes: tuple[int, ...] = ()
+    plain: frozenset[str] | None = None
+
+    def differs(self, evaluation: Evaluation) -> str | None:
+        """What looks different now, if anything."""
+        if evaluation.tape is None:
+            return evaluation.untaped
+        now = evaluation.tape.calls
+        for call, before in zip(now, self.calls or (), strict=False):
+            if look_of(call) != before:
+                return f"call {call.order + 1} of func, {call.name}, is another one or has other constants"
+        if len(now) != len(self.calls or ()):
+            return f"func makes {len(now):,} calls where it made {len(self.calls or ()):,}"
+        return None
+
+    def found(self, evaluation: Evaluation) -> Exploration:
+        """The same of this evaluation, which looks the same."""
+        assert self.places is not None
+        assert evaluation.tape is not None
+        places = {
+            value: place
+            for call, those in zip(evaluation.tape.calls, self.places, strict=True)
+            for value, place in zip(call.outputs, those, strict=True)
+            if place is not None
+        }
+        samples = {layer.order: sample_place(layer, places) for layer in evaluation.layers}
+        return Exploration(samples, self.places)
+
+
+def learned(evaluation: Evaluation, found: Exploration) -> Learned:
+    """What is to be kept of a look."""
+    if evaluation.tape is None:
+        return Learned(evaluation.seconds, evaluation.untaped is not None)
+    places = tuple(map(tuple, found.batch_dims)) if found.told else None
+    return Learned(evaluation.seconds, True, tuple(map(look_of, evaluation.tape.calls)), places)
+
+
+def look_of(call: Call) -> Look:
+    """What a call looks like."""
+    row = row_of(call)
+    numbers = row is not None and any(kind.by_numbers for kind in row.first)
+    return call.name, *(
+        _place(call.inputs[i]) if i in call.inputs else _constant(argument, numbers)
+        for i, argument in enumerate(call.arguments)
+    )
+
+
+def _place(value: Value) -> Look:
+    """Where a value comes from."""
+    source = value.source
+    number = None if source is None else source.outputs.index(value)
+    return value.leaf, source and source.order, number, *_form(value.tensor)
+
+
+def _constant(argument: Any, numbers: bool) -> Any:
+    """An argument that is no value; `numbers`: those of an index may join samples."""
+    if isinstance(argument, Tensor):
+        kept = numbers and not argument.is_floating_point()
+        return *_form(argument), hash(tuple(argument.flatten().tolist())) if kept else None
+    if isinstance(argument, slice):
+        return "slice", argument.start, argument.stop, argument.step
+    plain = argument is None or isinstance(argument, (bool, int, float, complex, str, tuple))
+    return argument if plain else str(argument)
+
+
+def _form(tensor: Tensor) -> tuple[Sequence[int], torch.dtype]:
+    return tuple(tensor.shape), tensor.dtype

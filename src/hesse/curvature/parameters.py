@@ -54,6 +54,12 @@ class LayerEntry(Entry):
         """By pairs of positions, where those are fewer than columns."""
         if self._layer.positions > len(columns):
             return super().factor(core, columns)
+        if self._layer.positions == 1 and core.dim() == 3:
+            u = self._layer.layout(columns)  # r, N, T, G, O
+            by_sample = u.flatten(2).transpose(0, 1)
+            # In place: to touch new memory takes as long as to multiply.
+            diagonal = torch.matmul(core, by_sample).mul_(by_sample).sum(1)
+            return self._by_output(diagonal.view(u.shape[1], *u.shape[3:]))
         return self.cross(columns, self._times(core, columns))
 
     def cross(self, left: Tensor, right: Tensor) -> Tensor:

@@ -30,6 +30,10 @@ class Layout(Protocol):
     def own(self) -> tuple[int, int]:
         """How many trailing dimensions of input and output belong to the layer itself."""
 
+    @property
+    def fan_in(self) -> int:
+        """I."""
+
     def unfold(self, inputs: Tensor) -> Tensor:
         """Inputs [B, *own] as [B, T, G, I]."""
 
@@ -47,6 +51,11 @@ class LinearLayout:
     shape: torch.Size
     transposed: bool = False
     own = (1, 1)
+
+    @property
+    def fan_in(self) -> int:
+        """See `Layout`."""
+        return self.shape[0] if self.transposed else self.shape[1:].numel()
 
     def unfold(self, inputs: Tensor) -> Tensor:
         """See `Layout`."""
@@ -78,6 +87,12 @@ class ConvolutionLayout:
     def own(self) -> tuple[int, int]:
         """See `Layout`."""
         return len(self.stride) + 1, len(self.stride) + 1
+
+    @property
+    def fan_in(self) -> int:
+        """See `Layout`."""
+        channels = self.shape[1] if self.spread is None else self.shape[0] // self.groups
+        return channels * self.shape[2:].numel()
 
     def unfold(self, inputs: Tensor) -> Tensor:
         """See `Layout`."""
@@ -121,6 +136,11 @@ class EmbeddingLayout:
     padding: int | None
     dtype: torch.dtype
     own = (0, 1)
+
+    @property
+    def fan_in(self) -> int:
+        """See `Layout`."""
+        return len(self.used)
 
     def unfold(self, inputs: Tensor) -> Tensor:
         """See `Layout`."""

@@ -29,7 +29,7 @@ class LayerEntry(Entry):
     def __init__(self, layer: Layer) -> None:
         self.leaves, self.batch_dim, self.like = layer.tensors, layer.samples, layer.gradient
         outputs = layer.columns // layer.positions // layer.groups
-        self.shape = torch.Size((layer.groups, outputs, layer.a.shape[-1]))
+        self.shape = torch.Size((layer.groups, outputs, layer.fan_in))
         self.size, self.positions = self.shape.numel(), layer.positions
         self._layer = layer
 

@@ -55,6 +55,11 @@ class Layer:
         return self.call.weight, self.call.layout
 
     @property
+    def fan_in(self) -> int:
+        """I of `a`, the bias included."""
+        return self.call.layout.fan_in + (self.call.bias is not None)
+
+    @property
     def inputs(self) -> int:
         """Elements of one sample's input, before it is unfolded."""
         return self._input_shape.numel()

@@ -219,6 +219,12 @@ class Meter:
         return self.backwards(columns, first, self._forward, 0)
 
     @property
+    def product_at_least(self) -> Cost:
+        """What a product takes, as far as the function's own graph tells: it goes back and forth over it."""
+        once = self.lower_bound(1, 0)
+        return Cost(1, 2 * once.flops, 0, 2 * once.seconds)
+
+    @property
     def products_lower_bound(self) -> Cost:
         """What products take in any case: by outputs and positions of layers, or by coordinates if fewer."""
         gradient, costs = self.gradient, []

@@ -15,6 +15,8 @@ from hesse.selection import Part
 from hesse.structure import NoStructure, sought
 
 ASKED = "as asked"
+_FAR = 20  # times as long as another way, and
+_LONG = 10  # seconds: what takes so much longer needs no closer look
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,16 @@ def _offers(
     for other in METHODS:
         if other in refused:
             found[other] = Refused(refused[other])
-        elif settled and method == "auto":
+        elif settled and method == "auto" and brief:
             found[other] = Refused("not looked into: it could hardly save the time of the look")
+        elif settled and method == "auto":
+            found[other] = Refused(_hopeless(ask.meter))
         elif settled or (method not in ("auto", "sweep", other) and other != "dense"):
             found[other] = Refused("not asked for")
         else:
             found[other] = _offer(other, ask)
-        if brief and method in ("auto", other):
-            settled |= _settles(found[other], ask.meter, asked=method == other)
+        if method in ("auto", other):
+            settled |= _settles(found[other], ask.meter, method == other, brief)
     return found, settled
 
 
@@ -126,14 +130,23 @@ def _offer(name: MethodName, ask: Ask) -> Offer:
         return Refused(str(error))
 
 
-def _settles(offer: Offer, meter: Meter, asked: bool) -> bool:
+def _hopeless(meter: Meter) -> str:
+    """Why a method is not looked into that takes a graph of the gradient."""
+    return f"not looked into: its products take {meter.products_lower_bound.seconds:.2g} s at least"
+
+
+def _settles(offer: Offer, meter: Meter, asked: bool, brief: bool) -> bool:
     """Does a method answer everything without products, and asked for, or so fast that those do not matter?
 
-    In about the time that was spent already, or in less than they take in any case.
+    In about the time that was spent already, or in less than they take in any case; where it is not to be
+    `brief`, in far less.
     """
     if not isinstance(offer, Applicable) or offer.cost.passes:
         return False
     seconds = offer.cost.seconds
+    if not brief:
+        far = meter.products_lower_bound.seconds > max(_FAR * seconds, _LONG)
+        return far and offer.cost.bytes <= meter.left
     return asked or (
         offer.cost.bytes <= meter.left
         and (seconds < 4 * meter.preparation.seconds or seconds < meter.products_lower_bound.seconds)
@@ -162,7 +175,9 @@ def _estimate(way: MethodName, offer: Offer, size: int, seconds: Mapping[MethodN
 def _check(ask: Ask, offer: Applicable) -> Cost:
     """One product for the full Hessian, otherwise one for every piece that is computed by itself."""
     pieces: Sequence[int] = offer.pieces[:1] if ask.question == "hessian" else offer.pieces
-    return total(ask.meter.products(1, 0, ask.gradient.made(i), 0, limit=1) for i in pieces)
+    if ask.gradient.has_graph:
+        return total(ask.meter.products(1, 0, ask.gradient.made(i), 0, limit=1) for i in pieces)
+    return total(ask.meter.product_at_least for _ in pieces)
 
 
 def _shares(

@@ -35,9 +35,9 @@ class Owned:
         self._layer = layer
         self.tensors = tuple(i for i in layer.tensors if i in numbers)
         self.sizes = [len(numbers[i]) for i in self.tensors]
-        self._inputs = layer.a.shape[3]
+        self._inputs = layer.fan_in
         shape = (layer.groups, layer.columns // layer.positions // layer.groups, self._inputs)
-        marks = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device=layer.a.device)
+        marks = torch.arange(torch.Size(shape).numel(), dtype=torch.float64, device=layer.gradient.device)
         placed = layer.split(1 + marks.view(shape))
         self.places = torch.cat([placed[i].flatten()[numbers[i]].long() - 1 for i in self.tensors])
 

@@ -105,17 +105,17 @@ def cost(question: Question, layers: Sequence[Layer], meter: Meter, beside: Sequ
 def _work(rows: Layer, columns: Layer, whole: bool, meter: Meter) -> Cost:
     """What it takes to bring M between two layers to the space of their weights."""
     count, width = columns.samples.count, columns.gradient.dtype.itemsize
-    inputs, outputs = rows.a.shape[3], rows.columns // rows.positions
+    inputs, outputs = rows.fan_in, rows.columns // rows.positions
     elements = columns.columns * count * rows.columns  # of M
     sums = 2 * elements * inputs if rows.positions > 1 else 0
     if not whole:
         return meter.arithmetic(sums / outputs, 6 * width * elements)
     tall = outputs * inputs  # rows of the block
     products = columns.columns * count * tall  # elements of T
-    operations = sums + 2 * products * columns.a.shape[3]
+    operations = sums + 2 * products * columns.fan_in
     if rows is columns:
         operations, products = operations // 2, products // 2
-    block = tall * columns.columns // columns.positions * columns.a.shape[3]
+    block = tall * columns.columns // columns.positions * columns.fan_in
     # T is written and read, new memory is slow the first time, every output of `columns` takes some calls.
     calls = 0 if rows is columns and rows.positions == 1 else 8 * columns.columns // columns.positions
     return meter.arithmetic(

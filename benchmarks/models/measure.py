@@ -38,7 +38,7 @@ COORDINATES = 40
 _DIFFERENCES, _LARGEST = 6, 3
 _QUICK = 5.0  # seconds up to which a call is made again
 _PRODUCTS = 5
-_DENSE_UP_TO = 60.0  # seconds that one product per coordinate may take, as predicted from those of a few
+_WAYS_UP_TO = 10.0  # seconds that another method may take, as predicted
 
 
 def measured(model: Model, tell: Callable[[Record], None]) -> None:
@@ -60,15 +60,24 @@ def measured(model: Model, tell: Callable[[Record], None]) -> None:
         return
     tell(record)
     _load()
-    answer, record["hesse"] = _asked(model.question, problem)
+    answer, plan, record["hesse"] = _answered(model.question, problem)
     tell(record)
     record |= _checked(model.question, oracle, answer)
     tell(record)
-    if record.get("products_seconds", 0) < _DENSE_UP_TO and record["hesse"].get("method") != "dense":
-        dense, record["dense"] = _asked(model.question, problem, method="dense")
-        if answer is not None and dense is not None:
-            record["dense"]["deviation"] = _deviation(answer, dense)
-        tell(record)
+    if answer is None:
+        return
+    again, record["given_back"] = _asked(model.question, problem, method=plan)
+    if again is not None:
+        record["given_back"]["deviation"] = _deviation(answer, again)
+    tell(record)
+    predicted = {e.method: e.seconds for e in plan.estimates if not e.why_not}
+    for way in ("sweep", "taps", "dense"):
+        limit = record.get("products_seconds", 0) if way == "dense" else predicted.get(way, _WAYS_UP_TO)
+        if way != plan.method and limit < _WAYS_UP_TO:
+            other, record[way] = _asked(model.question, problem, method=way)
+            if other is not None:
+                record[way]["deviation"] = _deviation(answer, other)
+            tell(record)
 
 
 def _load() -> None:
@@ -78,6 +87,12 @@ def _load() -> None:
 
 def _asked(question: str, problem: Problem, **options: Any) -> tuple[list[Tensor] | None, Record]:
     """The answer, as one matrix or one vector a tensor; its time and its growth of memory."""
+    answer, _, record = _answered(question, problem, **options)
+    return answer, record
+
+
+def _answered(question: str, problem: Problem, **options: Any) -> tuple[list[Tensor] | None, Any, Record]:
+    """The same, with the plan."""
 
     def ask() -> Any:
         inputs = list(problem.tensors) if problem.closure else tuple(problem.tensors)
@@ -93,7 +108,7 @@ def _asked(question: str, problem: Problem, **options: Any) -> tuple[list[Tensor
                 result, again, peak = _grown(ask)
                 seconds = min(seconds, again)
         except Exception as error:
-            return None, {"error": _line(error), "ours": isinstance(error, HesseError)}
+            return None, None, {"error": _line(error), "ours": isinstance(error, HesseError)}
     plan, certificate = result.plan, result.certificate
     record = {
         "seconds": seconds,
@@ -110,7 +125,7 @@ def _asked(question: str, problem: Problem, **options: Any) -> tuple[list[Tensor
         "warnings": _told(given),
     }
     answer = [result.value] if isinstance(result.value, Tensor) else list(result.value)
-    return [part.detach() for part in answer], record
+    return [part.detach() for part in answer], plan, record
 
 
 def _by_method(plan: Any) -> dict[str, int]:

@@ -98,10 +98,23 @@ class Row:
         return method
 
     @property
-    def behind_dense(self) -> float:
-        """How many times longer hesse takes than with one product per coordinate, in batches."""
-        dense = self.record.get("dense", {}).get("seconds")
-        return self.seconds / dense if dense and self.seconds else 0.0
+    def behind_best(self) -> float:
+        """How many times longer hesse takes than by the best of its own methods, where those were measured."""
+        others = [self.record.get(way, {}) for way in ("sweep", "taps", "dense")]
+        own = [other["seconds"] for other in others if other.get("seconds")]
+        return self.seconds / min(own) if own and self.seconds else 0.0
+
+    @property
+    def given_back(self) -> float | None:
+        """How long hesse takes with its plan given back, of what it takes without."""
+        again = self.record.get("given_back", {}).get("seconds")
+        return again / self.seconds if again and self.seconds else None
+
+    @property
+    def predicted(self) -> float | None:
+        """What the plan predicted, of what was taken."""
+        predicted = self.record.get("hesse", {}).get("predicted_seconds")
+        return predicted / self.seconds if predicted and self.seconds else None
 
     @property
     def seconds(self) -> float | None:
@@ -236,7 +249,10 @@ def summary(rows: list[Row]) -> list[str]:
     faster = [factor for factor in times.values() if factor >= 1]
     swept = [times[row.name] for row in rows if row.name in times and row.method == "sweep"]
     slower = [row for row in rows if times.get(row.name, 1) < 1]
-    behind = [row.behind_dense for row in rows if row.behind_dense > 1]
+    behind = [row.behind_best for row in rows if row.behind_best > 1.25]
+    given = [row.given_back for row in rows if row.given_back]
+    predicted = [row.predicted for row in rows if row.predicted]
+    within = {times: sum(1 / times <= ratio <= times for ratio in predicted) for times in (2, 4)}
     warned = sum(bool(row.record.get("hesse", {}).get("warnings")) for row in rows)
     fewest = max((row.record["coordinates"] for row in slower), default=0)
     longest = max((row.seconds or 0 for row in slower), default=0)
@@ -246,8 +262,12 @@ def summary(rows: list[Row]) -> list[str]:
         f" in the median; the {len(swept)} that are swept {median(swept):.2g} times.",
         f"- {len(slower)} are slower, all with at most {fewest:,} coordinates and {longest:.2g} s: looking"
         " at a function and checking its answer takes longer than the products of a small one.",
-        f'- For {len(behind)} of them `method="dense"`, products in batches, is faster than what hesse'
-        f" chose: {median(behind):.2g} times in the median, {max(behind):.2g} times at most.",
+        f"- For {len(behind)} of them another of hesse's own methods takes less than 1 / 1.25 of the time of the"
+        f" one that it chose: {median(behind):.2g} times less in the median, {max(behind):.2g} times at most.",
+        f"- With its plan given back hesse takes {median(given):.2g} of the time in the median, the check"
+        " included.",
+        f"- Of {len(predicted)} predicted times, {within[2]} are within a factor of two of the one measured,"
+        f" {within[4]} within four; the median is {median(predicted):.2g} of what was measured.",
         f"- With {warned} of them hesse warns of something.",
     ]
 

@@ -383,7 +383,7 @@ def _scalar(value: Any) -> Tensor:
         )
     if not value.is_floating_point():
         raise OutputError(f"func must return a real floating-point tensor, met {value.dtype}")
-    return value.reshape(())
+    return value.reshape(()) if value.dim() or value.is_leaf else value  # a view of a leaf has a graph
 
 
 def _accepts(func: Callable[..., Any], count: int) -> bool:

@@ -358,19 +358,19 @@ class CrossEntropy(RowMap):
 class CrossEntropyBend(RowBend):
     r"""With y the softmax and $m = \sum t$, the gradient is $m y - t$ and this is m times `diag(y) - y yᵀ`.
 
-    Weights, smoothing and what is ignored are all in t, so m is taken from the gradients at two other points.
+    Weights, smoothing and what is ignored are all in t, so m is taken from the gradient here and where the
+    least likely class of every row is a likely one.
     """
 
     def of_rows(self, adjoint: Tensor) -> RowHessian:
         """See above."""
         rows = self.rows
-        even = torch.zeros_like(rows.rows(rows.value.tensor.detach()))
-        lifted = even.clone()
-        lifted[..., 0] = math.log(rows.size)
-        step = self.gradient_at(lifted, adjoint) - self.gradient_at(even, adjoint)
-        change = lifted.softmax(-1) - even.softmax(-1)
-        m = (step * change).sum(-1) / change.square().sum(-1).clamp_min(torch.finfo(change.dtype).tiny)
         y = rows.rows(contents(self.point.call, 0)).softmax(-1)
+        lifted = torch.zeros_like(y).scatter_(-1, y.argmin(-1, keepdim=True), math.log(rows.size))
+        (here,) = rows.pull([adjoint.unsqueeze(0)])[rows.value]
+        step = self.gradient_at(lifted, adjoint) - rows.rows(here)
+        change = lifted.softmax(-1) - y
+        m = (step * change).sum(-1) / change.square().sum(-1).clamp_min(torch.finfo(change.dtype).tiny)
         return RowHessian(m.unsqueeze(-1) * y, (-m, y))
 
     def gradient_at(self, rows: Tensor, adjoint: Tensor) -> Tensor:

@@ -143,7 +143,8 @@ def _recorded(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> _Re
 
 def evaluate(problem: Problem, leaves: tuple[Tensor, ...], watch: Watch) -> Tensor:
     """The function's value at the leaves, also where it changes its inputs in place."""
-    watch.expect(leaves)
+    with torch._C.DisableTorchFunction():  # to read an attribute is a call, which would be recorded
+        watch.expect(leaves)
     with watch:
         try:
             value = problem.evaluate_at(leaves)

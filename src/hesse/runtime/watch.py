@@ -94,13 +94,15 @@ class Watch(TorchFunctionMode):
         with self.random.drawing() if func in random_state.DRAWING else nullcontext():
             handler = REPLACED.get(func)
             result = func(*args, **kwargs) if handler is None else handler(self, func, args, kwargs)
-        if isinstance(result, Tensor):
-            if not result.requires_grad:
-                self._note_made(func, args, result)
-            elif result.dtype in self._coarser and result.grad_fn is not None:
-                self._coarse.append(Coarse(func.__name__, result.dtype, result.grad_fn))
-        if self._ungraphed or func in _UNGRAPHING or not torch.is_grad_enabled():
-            self._follow_ungraphed(func, args, result)
+        # To read an attribute of a tensor is a call, which a recorder around this would be asked to record.
+        with torch._C.DisableTorchFunction():
+            if isinstance(result, Tensor):
+                if not result.requires_grad:
+                    self._note_made(func, args, result)
+                elif result.dtype in self._coarser and result.grad_fn is not None:
+                    self._coarse.append(Coarse(func.__name__, result.dtype, result.grad_fn))
+            if self._ungraphed or func in _UNGRAPHING or not torch.is_grad_enabled():
+                self._follow_ungraphed(func, args, result)
         return result
 
     def expect(self, leaves: Iterable[Tensor]) -> None:

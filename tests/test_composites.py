@@ -13,7 +13,7 @@ import hesse
 from cases import x
 from hesse.tape.record import Recorder
 from networks import Problem, Steps, Tokens, squares
-from oracle import relative_error
+from oracle import hessian_matrix, relative_error
 
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 
@@ -251,3 +251,70 @@ def test_the_dense_method_keeps_the_kernel(monkeypatch):
     result = hesse.hessian_diagonal(problem.closure, problem.tensors, method="dense")
     found = torch.cat([part.flatten() for part in result])
     assert relative_error(found, problem.matrix().diagonal()) < 1e-9
+
+
+WEIGHT = x(4).requires_grad_()
+BATCHES = x(3, 2, 4), x(3, 4, 5)
+SMALL_CALLS = {
+    "prelu": lambda h: F.prelu(h, WEIGHT),
+    "prelu, one weight": lambda h: torch.prelu(h, WEIGHT[:1]),
+    "glu": lambda h: F.glu(h),
+    "glu, dimension": lambda h: F.glu(h.T, 0),
+    "var": lambda h: h.var(1),
+    "var, kept": lambda h: torch.var(h, (1,), unbiased=False, keepdim=True),
+    "var, correction": lambda h: h.var(dim=-1, correction=0),
+    "std": lambda h: h.std(1),
+    "std, two dimensions": lambda h: torch.std(h.view(5, 2, 2), (1, 2), correction=2),
+    "normalize": lambda h: F.normalize(h),
+    "softmin": lambda h: F.softmin(h, 1),
+    "lp_pool1d": lambda h: F.lp_pool1d(h[:, None], 2, 2),
+    "lp_pool2d": lambda h: F.lp_pool2d(h.view(5, 1, 2, 2), 2, (1, 2)),
+    "addbmm": lambda h: torch.addbmm(h[:2, :1], BATCHES[0] * h[0], BATCHES[1]),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_CALLS)
+def test_small_calls(name):
+    """Taken apart, of the same value and derivatives, and swept."""
+    call = SMALL_CALLS[name]
+    hidden = x(5, 4).requires_grad_()
+    leaves = [hidden, WEIGHT] if "prelu" in name else [hidden]
+    names, found, expected = recorded(lambda: call(hidden), leaves)
+    assert name.partition(",")[0] not in names
+    torch.testing.assert_close(found, expected, **EXACT)
+    totals = [(part**3).sum() for part in (found, expected)]
+    torch.testing.assert_close(*(torch.autograd.grad(t, leaves, retain_graph=True) for t in totals), **EXACT)
+    if name == "addbmm":
+        return  # which adds up what would be samples
+    weight, data = x(4, 3), x(5, 3)
+    func = lambda w: call(F.linear(data, w)).sin().sum()
+    result = hesse.hessian_diagonal(func, weight, full_output=True, method="sweep")
+    assert result.plan.method == "sweep"
+    assert "autograd" not in result.plan.reason
+    assert relative_error(result.value.flatten(), hessian_matrix(func, [weight]).diagonal()) < 1e-9
+
+
+def test_what_torch_refuses_it_refuses_and_what_has_no_spread_it_does_itself():
+    h = torch.ones(3, 3, dtype=torch.float64).requires_grad_()
+    with Recorder([h]) as recorder, pytest.raises(RuntimeError, match="even"):
+        F.glu(h)
+    with recorder:
+        gradient = torch.autograd.grad(h.std(1).sum(), h)[0]
+    assert not gradient.isnan().any()
+    assert [call.name for call in recorder.calls] == ["std", "sum"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_exported_modules_are_seen_and_scripts_are_said_to_hide():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    data = x(5, 3)
+    exported = torch.export.export(model, (data,)).module()
+    expected = hesse.hessian_diagonal(lambda: squares(model(data)), list(model.parameters()))
+    loss, parameters = lambda: squares(exported(data)), list(exported.parameters())
+    result = hesse.hessian_diagonal(loss, parameters, method="sweep", full_output=True)
+    assert result.plan.method == "sweep"
+    torch.testing.assert_close([d.data for d in result.value], expected)
+    traced = torch.jit.trace(model, data)
+    plan = hesse.plan("diagonal", lambda: squares(traced(data)), list(traced.parameters()))
+    assert plan.method == "dense"
+    assert {e.method: e.why_not for e in plan.estimates}["sweep"] == "no call of a layer can be seen"

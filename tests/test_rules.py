@@ -210,7 +210,7 @@ CALLS = {
         name: (lambda a, b, name=name: getattr(torch, name)(a, b), A, A)
         for name in [
             *("add", "sub", "mul", "div", "maximum", "minimum", "atan2", "logaddexp", "logaddexp2", "xlogy"),
-            *("hypot",),
+            *("hypot", "fmod", "remainder"),
         ]
     },
     **{

@@ -204,7 +204,7 @@ TABLE: dict[str, Row] = {
     **_all(
         Row((Scaling,), Straight),
         """neg relu relu6 leaky_relu hardtanh softshrink hardshrink threshold abs clamp clamp_min clamp_max
-        where masked_fill maximum minimum""",
+        where masked_fill maximum minimum sign floor ceil round trunc frac fmod remainder""",
     ),
     "mul": Row((Scaling,), OfFactors),
     **_all(

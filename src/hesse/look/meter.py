@@ -60,6 +60,7 @@ class Rates:
         call: seconds to make a call and its nodes.
         node: seconds for a node of a backward pass, or a call, whatever its size.
         batch: seconds of a node when several vectors are batched.
+        launch: seconds to begin a batch.
         move: bytes a second, of tensors that stay in the cache for the most part.
         multiply: operations a second of matrix products.
         convolve: operations a second of batched convolutions.
@@ -74,6 +75,7 @@ class Rates:
     call: float = 4.5e-5
     node: float = 6e-6
     batch: float = 1e-5
+    launch: float = 7e-4
     move: float = 1.5e10
     multiply: float = 1.8e11
     convolve: float = 1e10
@@ -242,9 +244,9 @@ class Meter:
         start, stop = bisect_left(calls, first), bisect_left(calls, min(last, self._forward) + 1)
         operations = times * (done[stop] - done[start])
         batches = -(-columns // limit) + (columns > 32 < limit)  # the first ones are smaller
-        each = self.rates.node if limit == 1 else self.rates.batch
+        each, begin = (self.rates.node, 0.0) if limit == 1 else (self.rates.batch, self.rates.launch)
         multiplied = times * (taken[stop] - taken[start])
-        seconds = batches * count * each + columns * (moved / self.rates.move + multiplied)
+        seconds = batches * (begin + count * each) + columns * (moved / self.rates.move + multiplied)
         return Cost(columns, columns * operations, min(columns, limit) * bytes_, self._scale * seconds)
 
     def walk(self, calls: int, pulls: int, operations: float, bytes_: int) -> Cost:

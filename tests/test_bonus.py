@@ -165,7 +165,7 @@ def test_every_method_answers(build, method):
 
 def test_samples_that_touch_anywhere_are_told():
     loss, parameters, _ = cumulated()
-    plan = hesse.plan("diagonal", loss, parameters)
+    plan = hesse.plan("diagonal", loss, parameters, method="sweep")
     why_not = {e.method: e.why_not for e in plan.estimates}
     assert why_not["sweep"] == "cumsum joins samples, or changes their order"
 
@@ -191,7 +191,7 @@ def test_structure_is_found_by_a_smaller_change(build):
 )
 def test_the_reason_is_in_the_plan(build, reason):
     loss, parameters, _ = build()
-    plan = hesse.plan("diagonal", loss, parameters)
+    plan = hesse.plan("diagonal", loss, parameters, method="sweep")
     (why_not,) = (e.why_not for e in plan.estimates if e.method == "sweep")
     assert re.search(reason, why_not)
 

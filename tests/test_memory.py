@@ -243,7 +243,7 @@ def test_a_look_that_exceeds_the_budget_is_left_out(monkeypatch):
     monkeypatch.setattr(memory.Budget, "in_use", lambda self: next(used, 10 * 2**20))
     data = torch.randn(3, 10)
     func = lambda x: torch.i0(F.linear(data, x)).square().sum()  # no row of the table: samples are changed
-    plan = hesse.plan("diagonal", func, torch.randn(4, 10), memory="3MiB")
+    plan = hesse.plan("diagonal", func, torch.randn(4, 10), method="sweep", memory="3MiB")
     why_not = {estimate.method: estimate.why_not for estimate in plan.estimates}
     assert why_not["sweep"] == "the memory budget holds no second evaluation"
 

@@ -99,7 +99,7 @@ class Row:
 
     @property
     def behind_best(self) -> float:
-        """How many times longer hesse takes than by the best of its own methods, where those were measured."""
+        """How many times longer hesse takes than by the best other method of its own that was measured."""
         others = [self.record.get(way, {}) for way in ("sweep", "taps", "dense")]
         own = [other["seconds"] for other in others if other.get("seconds")]
         return self.seconds / min(own) if own and self.seconds else 0.0
@@ -262,8 +262,8 @@ def summary(rows: list[Row]) -> list[str]:
         f" in the median; the {len(swept)} that are swept {median(swept):.2g} times.",
         f"- {len(slower)} are slower, all with at most {fewest:,} coordinates and {longest:.2g} s: looking"
         " at a function and checking its answer takes longer than the products of a small one.",
-        f"- For {len(behind)} of them another of hesse's own methods takes less than 1 / 1.25 of the time of the"
-        f" one that it chose: {median(behind):.2g} times less in the median, {max(behind):.2g} times at most.",
+        f"- For {len(behind)} of them what hesse chose takes over 1.25 times as long as another of its own"
+        f" methods: {median(behind):.2g} times in the median, {max(behind):.2g} times at most.",
         f"- With its plan given back hesse takes {median(given):.2g} of the time in the median, the check"
         " included.",
         f"- Of {len(predicted)} predicted times, {within[2]} are within a factor of two of the one measured,"

@@ -17,7 +17,7 @@ from hesse.errors import ArgumentError, BudgetError
 from hesse.look.finite import is_finite
 from hesse.look.first import Look, looked_at
 from hesse.look.gradient import Gradient, require_influence
-from hesse.look.meter import Meter
+from hesse.look.meter import CHUNK, Meter
 from hesse.methods import METHODS
 from hesse.methods.base import MethodName, Question
 from hesse.planning.choice import answer_bytes, choose, resumed, wanted
@@ -112,7 +112,9 @@ def answer(
     with (
         random_state_kept(),
         progress,
-        looked_at(problem, budget, whole is None, strict, create_graph, known) as look,
+        looked_at(
+            problem, budget, whole is None, strict, create_graph, known, _closely(problem, options)
+        ) as look,
     ):
         gradient = look.gradient
         if is_finite(gradient.value) and (options.check or strict):
@@ -148,7 +150,7 @@ def plan_for(question: Question, problem: Problem, options: Options, part: Part 
     whole = _whole(question, problem, options.method, create_graph=False, part=part)
     size = _size(question, problem, options, part)
     budget = _budget(question, problem, options, size)
-    with random_state_kept(), looked_at(problem, budget, structure=True) as look:
+    with random_state_kept(), looked_at(problem, budget, True, changes=_closely(problem, options)) as look:
         meter = Meter(look.gradient, budget, size)
         check, refused = bool(options.check), _refused(whole)
         method = wanted(options.method)
@@ -185,6 +187,8 @@ def _reference(check: bool | str, problem: Problem, gradient: Gradient) -> Calla
     return partial(Autograd, problem, gradient) if check else None
 
 
+_FEW = 2 * CHUNK
+
 _CERTIFIED: WeakValueDictionary[int, Plan] = WeakValueDictionary()
 """Plans whose answers were certified, by their identity, for as long as somebody has them."""
 
@@ -194,6 +198,11 @@ def _with_learned(plan: Plan, look: Look, meter: Meter) -> Plan:
     again = f"; looked at again, as {look.changed}" if look.changed else ""
     learned = replace(look.learned, sizes=meter.sizes.found or look.learned.sizes)
     return replace(plan, reason=plan.reason + again, learned=learned)
+
+
+def _closely(problem: Problem, options: Options) -> bool:
+    """May the function be evaluated more often for its structure? A few batches of products take less."""
+    return options.method != "auto" or problem.parameters > _FEW
 
 
 def _refused(whole: str | None) -> dict[MethodName, str]:

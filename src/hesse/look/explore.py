@@ -28,10 +28,11 @@ from hesse.tape.record import Call
 from hesse.tape.samples import ONE_SAMPLE, Samples
 
 
-def explore(problem: Problem, first: Evaluation, budget: Budget) -> Exploration:
+def explore(problem: Problem, first: Evaluation, budget: Budget, changes: bool = True) -> Exploration:
     """Find the samples: by the table or, where that does not tell, by an evaluation or two with some changed.
 
-    For that, what the first evaluation changed is put back. Random numbers go on from where they are.
+    `changes`: it may be evaluated so; what the first evaluation changed is put back for that. Random numbers
+    go on from where they are.
     """
     known = Exploration(why_not=first.untaped)
     if first.tape is None:
@@ -46,6 +47,8 @@ def explore(problem: Problem, first: Evaluation, budget: Budget) -> Exploration:
             samples = {order: sample_place(layer, places) for order, layer in layers.items()}
             batch_dims = [[places.get(value) for value in call.outputs] for call in first.tape.calls]
             return replace(known, samples=samples, batch_dims=batch_dims, told=True)
+    if not changes:
+        return replace(known, why_not="for so few coordinates samples are not looked for by changing them")
     if budget.left() < 2 * budget.taken:  # a look is an evaluation and a gradient
         return replace(known, why_not="the memory budget holds no second evaluation")
     return _by_changes(problem, first, layers, known)

@@ -43,11 +43,13 @@ def looked_at(
     strict: bool = False,
     create_graph: bool = False,
     known: Learned | None = None,
+    changes: bool = True,
 ) -> Iterator[Look]:
     """The function at its point, with its `structure` if that is of interest.
 
     It is evaluated twice, and recorded the second time if that may help; once more, where its graph may hold
-    what had to be put back for a look. Where it looks as is `known`, it is evaluated once.
+    what had to be put back for a look. Where it looks as is `known`, it is evaluated once. `changes`: some
+    samples may be changed to find them, where the table does not tell.
     """
     with ExitStack() as held:
 
@@ -74,7 +76,7 @@ def looked_at(
         if evaluation.untaped:  # then the calls were others
             glance = glanced(problem, create_graph)
         require_deterministic(glance.value, evaluation.value)
-        found = explore(problem, evaluation, budget)
+        found = explore(problem, evaluation, budget, changes)
         if found.changed:
             evaluation = evaluate(recorded)
             require_deterministic(glance.value, evaluation.value)

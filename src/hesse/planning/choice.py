@@ -149,7 +149,7 @@ def _settles(offer: Offer, meter: Meter, asked: bool, brief: bool) -> bool:
         return far and offer.cost.bytes <= meter.left
     return asked or (
         offer.cost.bytes <= meter.left
-        and (seconds < 4 * meter.preparation.seconds or seconds < meter.products_lower_bound.seconds)
+        and (seconds < 2 * meter.preparation.seconds or seconds < meter.products_lower_bound.seconds)
     )
 
 

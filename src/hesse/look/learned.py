@@ -34,6 +34,7 @@ class Learned:
         calls: what they look like; None where they were not recorded.
         places: where the samples are in the results of every call; None where that depends on numbers.
         sizes: of chunks, those that paid, in the order in which they were looked for.
+        column: bytes that a product holds; zero where none was taken.
         plain: of a product, what the function calls, where none of that needs isolation.
     """
 
@@ -42,6 +43,7 @@ class Learned:
     calls: tuple[Look, ...] | None = None
     places: tuple[tuple[Samples | None, ...], ...] | None = None
     sizes: tuple[int, ...] = ()
+    column: int = 0
     plain: frozenset[str] | None = None
 
     def differs(self, evaluation: Evaluation) -> str | None:

@@ -114,7 +114,7 @@ class Meter:
     """
 
     def __init__(self, gradient: Gradient, budget: Budget, answer: int, known: Learned | None = None) -> None:
-        """`answer`: bytes of the budget that are set aside; `known`: of an evaluation that looked the same."""
+        """`answer`: bytes of the budget set aside; `known`: of an evaluation that looked the same."""
         self.gradient = gradient
         self.rates = (CUDA if gradient.value.is_cuda else CPU).at(gradient.value.dtype.itemsize)
         self._budget, self._answer = budget, answer

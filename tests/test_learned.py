@@ -73,6 +73,10 @@ def branching(weight, way):
     return squares(hidden.tanh() if way else hidden.softmax(0))
 
 
+EDGES = [
+    (torch.arange(5), DATA[:, :1].expand(5, 4)),
+    (torch.tensor([1, 1, 2, 2, 0]), DATA[:, :1].expand(5, 4)),
+]
 DIFFERENT = {
     "a branch": (lambda w: branching(w, True), lambda w: branching(w, False), "softmax, is another one"),
     "a constant": (
@@ -95,6 +99,21 @@ DIFFERENT = {
         lambda w: squares(F.linear(DATA, w)[torch.arange(5)].cumsum(1).tanh()),
         lambda w: squares(F.linear(DATA, w)[torch.tensor([1, 0, 4, 3, 2])].cumsum(1).tanh()),
         "__getitem__, is another one or has other constants",
+    ),
+    "a keyword": (
+        lambda w: F.softmax(F.linear(DATA, w)[:, :, None], dim=1, dtype=None).square().sum(),
+        lambda w: F.softmax(F.linear(DATA, w)[:, :, None], dtype=None, dim=2).square().sum() + w.sum() * 0,
+        "softmax, is another one or has other constants",
+    ),
+    "a factor": (
+        lambda w: squares(torch.einsum("nm,mo->no", torch.eye(5).double(), F.linear(DATA, w)).tanh()),
+        lambda w: squares(torch.einsum("nm,mo->no", torch.ones(5, 5).double(), F.linear(DATA, w)).tanh()),
+        "einsum, is another one or has other constants",
+    ),
+    "edges of a graph": (
+        lambda w: squares(F.linear(DATA, w).index_add(0, *EDGES[0], alpha=0.5).tanh()),
+        lambda w: squares(F.linear(DATA, w).index_add(0, *EDGES[1], alpha=0.5).tanh()),
+        "index_add",
     ),
 }
 

@@ -23,7 +23,6 @@ from hesse.methods.base import MethodName, Question
 from hesse.planning.choice import answer_bytes, choose, resumed, wanted
 from hesse.planning.plan import Plan
 from hesse.problem import Problem
-from hesse.runtime.chunks import Sizes
 from hesse.runtime.memory import Budget, show
 from hesse.runtime.progress import Progress, ProgressOption
 from hesse.runtime.random_state import random_state_kept
@@ -121,7 +120,7 @@ def answer(
             require_graph(problem, gradient, strict)
         if strict:
             require_influence(problem, gradient, curved=question != "diagonal")
-        meter = Meter(gradient, budget, size, Sizes(look.same.sizes if look.same else ()))
+        meter = Meter(gradient, budget, size, look.same)
         same = look.same is not None
         if given is not None and same and given.peak_bytes - given.answer_bytes <= meter.left:
             choice = resumed(problem, meter, given, part)
@@ -196,7 +195,10 @@ _CERTIFIED: WeakValueDictionary[int, Plan] = WeakValueDictionary()
 def _with_learned(plan: Plan, look: Look, meter: Meter) -> Plan:
     """A plan with what was learned."""
     again = f"; looked at again, as {look.changed}" if look.changed else ""
-    learned = replace(look.learned, sizes=meter.sizes.found or look.learned.sizes)
+    learned = look.learned
+    learned = replace(
+        learned, sizes=meter.sizes.found or learned.sizes, column=meter.learned_column or learned.column
+    )
     return replace(plan, reason=plan.reason + again, learned=learned)
 
 

@@ -170,7 +170,11 @@ class Problem:
 
     def _like(self, index: int, argument: str, value: Tensor, shape: torch.Size) -> Tensor:
         """A part of a vector in the shape and dtype of its tensor; `shape`: without a leading dimension."""
-        tensor, name = self.tensors[index], argument + self._place_of(index)
+        tensor = self.tensors[index]
+        if not value.is_complex() and shape.numel() == tensor.numel() and value.device == tensor.device:
+            lead = value.shape[: value.dim() - len(shape)]
+            return value.to(tensor.dtype).reshape((*lead, *tensor.shape))
+        name = argument + self._place_of(index)
         if value.is_complex():
             raise DtypeError(f"{name} is complex; pass a real tensor")
         if shape.numel() != tensor.numel():
@@ -178,12 +182,9 @@ class Problem:
                 f"{name} has shape {list(value.shape)}, but {self.names[index]} has shape "
                 f"{list(tensor.shape)}; they must have as many elements"
             )
-        if value.device != tensor.device:
-            raise ArgumentError(
-                f"{name} is on {value.device}, but {self.names[index]} is on {tensor.device}; move it there"
-            )
-        lead = value.shape[: value.dim() - len(shape)]
-        return value.to(tensor.dtype).reshape((*lead, *tensor.shape))
+        raise ArgumentError(
+            f"{name} is on {value.device}, but {self.names[index]} is on {tensor.device}; move it there"
+        )
 
     def _place_of(self, index: int) -> str:
         """Where in its container a tensor is: `[0]`, or nothing for a tensor by itself."""

@@ -21,7 +21,7 @@ class Convolution(Product):
     """A convolution of images [B, channels, *places] by a weight that is not live, with the samples in B."""
 
     thin = True
-    by_numbers = False
+    by_factors = False
 
     def __init__(self, point: Point, weight: Tensor, layout: layouts.ConvolutionLayout) -> None:
         super().__init__(point)

@@ -103,6 +103,8 @@ class Map:
     """Is the call linear in all of its arguments together?"""
     by_numbers = False
     """May numbers of an index have a say in where samples go?"""
+    by_factors = False
+    """May those of a factor?"""
     thin = False
     """Is a column pulled back with far less work than its product with a dense block?"""
 

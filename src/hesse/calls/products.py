@@ -21,7 +21,7 @@ from hesse.tape.samples import ONE_SAMPLE, Samples
 class Product(Map):
     """Linear in each of two arguments."""
 
-    by_numbers = True
+    by_factors = True
 
     @classmethod
     def of(cls, point: Point) -> Map | None:
@@ -65,7 +65,7 @@ class Product(Map):
 class MatrixProduct(Product):
     """`a @ b` of matrices or stacks of them."""
 
-    by_numbers = False
+    by_factors = False
 
     @classmethod
     def of(cls, point: Point) -> Map | None:
@@ -121,7 +121,7 @@ class MatrixProduct(Product):
 class MatrixMap(Product):
     """A linear layer as a function of its input alone."""
 
-    by_numbers = False
+    by_factors = False
     input = 0
     """Which argument the input is."""
 

@@ -102,6 +102,8 @@ class Gradient:
     @cached_property
     def _tappable(self) -> tuple[Sequence[LayerCall], Mapping[int, str]]:
         calls = self.evaluation.layers
+        if not calls:
+            return [], {}
         if self.evaluation.watch.nested_gradient:  # which reads weights from inside of the layers' nodes
             return [], {call.weight: "the function takes gradients itself" for call in calls}
         return tappable(calls, self.value, self.leaves)

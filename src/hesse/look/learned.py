@@ -6,17 +6,17 @@ where every argument comes from. Numbers may be others, but for those of indices
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.calls.table import row_of
 from hesse.look.evaluation import Evaluation
 from hesse.look.perturb import Exploration
-from hesse.look.placing import sample_place
+from hesse.look.placing import PLACED_BY, sample_place
 from hesse.tape.record import Call, Value
 from hesse.tape.samples import Samples
 
@@ -34,6 +34,7 @@ class Learned:
         calls: what they look like; None where they were not recorded.
         places: where the samples are in the results of every call; None where that depends on numbers.
         sizes: of chunks, those that paid, in the order in which they were looked for.
+        column: bytes that a product holds; zero where none was taken.
         plain: of a product, what the function calls, where none of that needs isolation.
     """
 
@@ -42,6 +43,7 @@ class Learned:
     calls: tuple[Look, ...] | None = None
     places: tuple[tuple[Samples | None, ...], ...] | None = None
     sizes: tuple[int, ...] = ()
+    column: int = 0
     plain: frozenset[str] | None = None
 
     def differs(self, evaluation: Evaluation) -> str | None:
@@ -50,7 +52,7 @@ class Learned:
             return evaluation.untaped
         now = evaluation.tape.calls
         for call, before in zip(now, self.calls or (), strict=False):
-            if look_of(call) != before:
+            if look_of(call, _as_before(before)) != before:
                 return f"call {call.order + 1} of func, {call.name}, is another one or has other constants"
         if len(now) != len(self.calls or ()):
             return f"func makes {len(now):,} calls where it made {len(self.calls or ()):,}"
@@ -75,17 +77,36 @@ def learned(evaluation: Evaluation, found: Exploration) -> Learned:
     if evaluation.tape is None:
         return Learned(evaluation.seconds, evaluation.untaped is not None)
     places = tuple(map(tuple, found.batch_dims)) if found.told else None
-    return Learned(evaluation.seconds, True, tuple(map(look_of, evaluation.tape.calls)), places)
+    calls = tuple(look_of(call, _joining(call)) for call in evaluation.tape.calls)
+    return Learned(evaluation.seconds, True, calls, places)
 
 
-def look_of(call: Call) -> Look:
-    """What a call looks like."""
-    row = row_of(call)
-    numbers = row is not None and any(kind.by_numbers for kind in row.first)
-    return call.name, *(
-        _place(call.inputs[i]) if i in call.inputs else _constant(argument, numbers)
-        for i, argument in enumerate(call.arguments)
+def look_of(call: Call, compared: Callable[[int, Tensor], bool]) -> Look:
+    """What a call looks like; `compared`: the numbers of which tensors, by place among the arguments, too."""
+    spec = call.spec if isinstance(call.spec, tuple) else str(call.spec)
+    return (
+        call.name,
+        spec,
+        *(
+            _place(call.inputs[i]) if i in call.inputs else _constant(argument, partial(compared, i))
+            for i, argument in enumerate(call.arguments)
+        ),
     )
+
+
+def _joining(call: Call) -> Callable[[int, Tensor], bool]:
+    """Whose numbers had a say in where samples are: those of indices, or of the factors of products."""
+    kind = call.memo.get(PLACED_BY)
+    indices, all_ = kind is not None and kind.by_numbers, kind is not None and kind.by_factors
+    return lambda _, tensor: all_ or (indices and not tensor.is_floating_point())
+
+
+def _as_before(before: Look) -> Callable[[int, Tensor], bool]:
+    """Those that had one before."""
+    return lambda i, _: i + 2 < len(before) and before[i + 2][:1] == (_NUMBERS,)
+
+
+_NUMBERS = "numbers"
 
 
 def _place(value: Value) -> Look:
@@ -95,15 +116,15 @@ def _place(value: Value) -> Look:
     return value.leaf, source and source.order, number, *_form(value.tensor)
 
 
-def _constant(argument: Any, numbers: bool) -> Any:
-    """An argument that is no value; `numbers`: those of an index may join samples."""
+def _constant(argument: Any, compared: Callable[[Tensor], bool]) -> Look:
+    """An argument that is no value."""
     if isinstance(argument, Tensor):
-        kept = numbers and not argument.is_floating_point()
-        return *_form(argument), hash(tuple(argument.flatten().tolist())) if kept else None
+        numbers = (_NUMBERS, hash(tuple(argument.flatten().tolist()))) if compared(argument) else ()
+        return *numbers, *_form(argument)
     if isinstance(argument, slice):
         return "slice", argument.start, argument.stop, argument.step
     plain = argument is None or isinstance(argument, (bool, int, float, complex, str, tuple))
-    return argument if plain else str(argument)
+    return type(argument).__name__, argument if plain else str(argument)
 
 
 def _form(tensor: Tensor) -> tuple[Sequence[int], torch.dtype]:

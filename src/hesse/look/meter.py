@@ -12,6 +12,7 @@ from itertools import accumulate
 from hesse.calls.table import convolves, flops
 from hesse.errors import BudgetWarning, warn
 from hesse.look.gradient import Gradient
+from hesse.look.learned import Learned
 from hesse.runtime.chunks import Sizes
 from hesse.runtime.graph import Spans, made
 from hesse.runtime.memory import Budget, bytes_per_column, show
@@ -112,13 +113,14 @@ class Meter:
     What passes over the gradient's graph cost is found where they are asked for, and with it the graph.
     """
 
-    def __init__(self, gradient: Gradient, budget: Budget, answer: int, sizes: Sizes | None = None) -> None:
-        """`answer`: bytes of the budget that are set aside; `sizes`: of chunks, where they are known."""
+    def __init__(self, gradient: Gradient, budget: Budget, answer: int, known: Learned | None = None) -> None:
+        """`answer`: bytes of the budget set aside; `known`: of an evaluation that looked the same."""
         self.gradient = gradient
         self.rates = (CUDA if gradient.value.is_cuda else CPU).at(gradient.value.dtype.itemsize)
         self._budget, self._answer = budget, answer
         self._taken, self._warned = 0, False
-        self.sizes = sizes or Sizes()
+        self.sizes = Sizes(known.sizes if known else ())
+        self._column = known.column if known else 0
 
     @property
     def left(self) -> int:
@@ -199,7 +201,12 @@ class Meter:
     @cached_property
     def column(self) -> int:
         """Bytes that a pass holds at its peak, for every column of a batch."""
-        return bytes_per_column(self.gradient.outputs)
+        return self._column or bytes_per_column(self.gradient.outputs)
+
+    @property
+    def learned_column(self) -> int:
+        """The same, if anybody asked; else zero."""
+        return self.column if "column" in vars(self) else self._column
 
     @property
     def preparation(self) -> Cost:

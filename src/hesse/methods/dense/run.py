@@ -26,7 +26,6 @@ from hesse.methods.dense.answers import ANSWERS, PartOfHessian, Piece, Rows, Sch
 from hesse.probe import Probe
 from hesse.runtime.batches import batched, clock
 from hesse.runtime.chunks import ChunkSize
-from hesse.runtime.memory import bytes_per_column
 from hesse.runtime.progress import Progress
 
 
@@ -119,7 +118,7 @@ def _fill(
     if not sizes:
         return
     # A row exists twice for a moment: as the pass returns it and in the answer's layout.
-    room = meter.fit(_column(gradient) + 2 * width, there)
+    room = meter.fit(meter.column + 2 * width, there)
     if not schedule.batched:
         room.lower(1)
     chunks = meter.sizes.search(room, sum(sizes.values()), meter.product)
@@ -145,11 +144,6 @@ def _fill(
         progress.advance(done)
         row = last.stop if last.stop < sizes[last.tensor] else 0
         pending = pending[len(chunk) - (row > 0) :]
-
-
-def _column(gradient: Gradient) -> int:
-    """Bytes that a product holds at its peak, for every column of a batch."""
-    return bytes_per_column([part for i in gradient.curved if (part := gradient.parts[i]) is not None])
 
 
 def _next_chunk(pending: list[int], sizes: dict[int, int], row: int, limit: int) -> list[Piece]:

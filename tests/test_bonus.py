@@ -384,3 +384,16 @@ def test_what_is_zero_or_cancels_but_for_rounding_passes(func, question, dtype):
     result = question(lambda x: func(x, w), at, full_output=True)
     assert result.certificate.passed
     assert result.certificate.bound < 1e-3
+
+
+def test_a_shape_like_another_value():
+    a, b = linear((3, 4), (3, 4))
+    data = x(5, 3)
+    loss, parameters, function = of_modules(
+        [a, b], lambda: torch.i0(a(data).view_as(b(data))).square().sum() + b(data).sin().sum()
+    )
+    matrix = hessian_matrix(function, parameters)
+    for method in ("auto", "sweep", "taps"):
+        for question in QUESTIONS:
+            result = question.ask(loss, parameters, method=method, full_output=True)
+            assert question.error(result.value, matrix, parameters) < 1e-9

@@ -35,6 +35,7 @@ PRODUCTS = {
     "one image": (lambda a, b: F.conv2d(a, b), (2, 5, 4), (4, 2, 3, 2)),
     "up": (lambda a, b: F.conv_transpose2d(a, b, None, 2, 1, 1, 2), (3, 4, 3, 3), (4, 2, 3, 3)),
     "frozen filter": (lambda a: F.conv1d(a, torch.ones(4, 2, 2).double()), (3, 2, 5)),
+    "like another": (lambda a, b: a.reshape_as(b), (2, 6), (3, 4)),
     "reversed": (lambda a: a.flip(0).flip(1), (2, 3)),
     "slice": (lambda a: a[1:, ::2], (3, 4)),
     "parts": (lambda a: a.unbind(1)[1], (2, 3)),

@@ -26,8 +26,8 @@ class Moving(Selecting):
 
     @classmethod
     def of(cls, point: Point) -> Map | None:
-        """Where its argument is live."""
-        return cls(point) if point.inputs == list(point.call.inputs.values()) else None
+        """Where its argument is live, and nothing else (what `view_as` takes a shape of, say)."""
+        return cls(point) if len(point.inputs) == len(point.call.inputs) == 1 else None
 
     def placed(self) -> Sequence[Samples] | None:
         """Where the numbers of the samples go."""

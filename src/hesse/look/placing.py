@@ -20,7 +20,7 @@ from hesse.tape.record import Call, Value, leading_to
 from hesse.tape.samples import ONE_SAMPLE, Samples
 
 PLACED_BY = "placed by"
-"""Of a call's memo: the map that told where its samples are."""
+"""Of a call's memo: the kind of map that told where its samples are."""
 Places = Mapping[Value, Samples]
 """Of the values that are functions of samples; one sample, where they are functions of several."""
 
@@ -125,7 +125,7 @@ def _through(call: Call, inputs: Sequence[Value], places: Places) -> Sequence[Sa
         site = site_of(call, inputs, places)
         if any(places[value].count == 1 for value in inputs):
             return [ONE_SAMPLE] * len(call.outputs) if site.second.vanishes else None
-        call.memo[PLACED_BY] = site.first
+        call.memo[PLACED_BY] = type(site.first)
         found = site.first.placed()
         joined = found is None or any(place.count == 1 for place in found)
         return found if not joined or site.second.within or site.second.vanishes else None

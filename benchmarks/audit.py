@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,9 +37,9 @@ from benchmarks.audit_judgement import (
     judge,
 )
 from benchmarks.audit_page import NOT_EXAMINED, page
+from benchmarks.table import ROOT
 from hesse.probe import distance, norm
 
-ROOT = Path(__file__).parents[1]
 _SECONDS = 15.0  # for all samples of one operation in one dtype
 _WIDE = {False: torch.float64, True: torch.complex128}
 

@@ -148,13 +148,25 @@ def _allocated_growth(call: Callable[[], Any]) -> int:
 
 
 def _resident_growth(call: Callable[[], Any]) -> int:
-    """By VmHWM, which can be set back; ru_maxrss cannot, and starts with the parent's peak."""
+    before = settled()
+    call()
+    return highest() - before
+
+
+def settled() -> int:
+    """Bytes of resident memory, after which its peak counts anew.
+
+    By VmHWM, which can be set back; ru_maxrss cannot, and starts with the parent's peak.
+    """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, so that the call asks for it again
     Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
-    call()
-    return _resident("VmHWM") - before
+    return _resident("VmRSS")
+
+
+def highest() -> int:
+    """The most bytes of resident memory since it was `settled`."""
+    return _resident("VmHWM")
 
 
 def _resident(kind: str) -> int:

@@ -6,8 +6,6 @@ Each line holds all of the one before, so that the last one counts where time ru
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import re
 import statistics
@@ -15,13 +13,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import hesse
+from benchmarks.measure import highest, settled
 from benchmarks.models import catalogue
 from benchmarks.models.model import Model, Problem
 from benchmarks.models.oracle import Coordinate, Oracle, drawn
@@ -148,19 +146,10 @@ def _grown(call: Callable[[], Any]) -> tuple[Any, float, int]:
     Seconds are all those of the process, whose calculations are in one thread: others on the machine disturb
     them less.
     """
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmRSS")
+    before = settled()
     began = time.process_time()
     result = call()
-    return result, time.process_time() - began, _resident("VmHWM") - before
-
-
-def _resident(kind: str) -> int:
-    kibibytes = re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert kibibytes
-    return 1024 * int(kibibytes[1])
+    return result, time.process_time() - began, highest() - before
 
 
 def _median(call: Callable[[], Any]) -> float:

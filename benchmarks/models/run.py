@@ -11,7 +11,6 @@ import time
 import warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from benchmarks.measure import environment
 from benchmarks.models import catalogue
 from benchmarks.models.model import Catalogue
 from benchmarks.run import RESULTS
+from benchmarks.table import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 FILE = RESULTS / "models.json"
 _LIMIT = 120  # seconds
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

@@ -100,7 +100,7 @@ def answer(
     """
     began = time.perf_counter()
     if not problem.tensors:
-        nothing = _nothing(question)
+        nothing = Plan.of_nothing(question)
         return Result(pack([]), nothing, None, 0, 0.0) if options.full_output else pack([])
     whole = _whole(question, problem, options.method, create_graph, part)
     size = _size(question, problem, options, part)
@@ -145,7 +145,7 @@ def answer(
 def plan_for(question: Question, problem: Problem, options: Options, part: Part | None = None) -> Plan:
     """The plan for "hessian", "blocks" or "diagonal", without the answer."""
     if not problem.tensors:
-        return _nothing(question)
+        return Plan.of_nothing(question)
     whole = _whole(question, problem, options.method, create_graph=False, part=part)
     size = _size(question, problem, options, part)
     budget = _budget(question, problem, options, size)
@@ -174,11 +174,6 @@ def _budget(question: Question, problem: Problem, options: Options, size: int) -
     return budget
 
 
-def _nothing(question: Question) -> Plan:
-    """The plan where there are no tensors."""
-    return Plan(question, "dense", "there is nothing to differentiate by", 0, 0, 0.0, 0, 0, 0.0, (), ())
-
-
 def _reference(check: bool | str, problem: Problem, gradient: Gradient) -> Callable[[], Reference] | None:
     """What an answer is certified by."""
     if check == "differences":
@@ -187,6 +182,7 @@ def _reference(check: bool | str, problem: Problem, gradient: Gradient) -> Calla
 
 
 _FEW = 2 * CHUNK
+"""Coordinates that a few batches of products answer."""
 
 _CERTIFIED: WeakValueDictionary[int, Plan] = WeakValueDictionary()
 """Plans whose answers were certified, by their identity, for as long as somebody has them."""
@@ -195,10 +191,8 @@ _CERTIFIED: WeakValueDictionary[int, Plan] = WeakValueDictionary()
 def _with_learned(plan: Plan, look: Look, meter: Meter) -> Plan:
     """A plan with what was learned."""
     again = f"; looked at again, as {look.changed}" if look.changed else ""
-    learned = look.learned
-    learned = replace(
-        learned, sizes=meter.sizes.found or learned.sizes, column=meter.learned_column or learned.column
-    )
+    sizes = meter.sizes.found or look.learned.sizes
+    learned = replace(look.learned, sizes=sizes, column=meter.learned_column)
     return replace(plan, reason=plan.reason + again, learned=learned)
 
 

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from hesse.calls.facts import (
-    Bend,
-    Forecast,
-    Map,
-    Point,
-    Scales,
-    fitted,
-    grad,
-    onto,
-    slopes_against,
-    slopes_of,
-    times,
-)
+from hesse.calls.facts import Bend, Forecast, Map, Point, Scales
 from hesse.calls.pieces import Across, OnElements, Piece
+from hesse.calls.slopes import fitted, grad, onto, slopes_against, slopes_of, times
 from hesse.tape.record import Value
 from hesse.tape.replay import rerun
 from hesse.tape.samples import ONE_SAMPLE, Samples
@@ -77,8 +65,7 @@ class Scaling(Separable):
 
     def placed(self) -> Sequence[Samples] | None:
         """As in the inputs, which may be broadcast along other dimensions."""
-        (output,) = self.point.outputs
-        places = {_broadcast(self.point.samples[v], v, output) for v in self.point.inputs}
+        places = {self.point.broadcast(value) for value in self.point.inputs}
         place = places.pop()
         return None if places or place is None else [place]
 
@@ -181,13 +168,6 @@ class Sum(Plus):
     def slopes(self) -> dict[Value, Tensor | None]:
         """One."""
         return dict.fromkeys(self.point.inputs)
-
-
-def _broadcast(place: Samples, value: Value, output: Value) -> Samples | None:
-    """Where samples are in a result that a value is broadcast to; None where that repeats them."""
-    one, other = value.tensor.shape, output.tensor.shape
-    dim = place.dim + len(other) - len(one)
-    return replace(place, dim=dim) if other[dim] == one[place.dim] else None
 
 
 class Elements(Bend):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hesse.calls.facts import Map, Point, Scales, Selecting, times
+from hesse.calls.facts import Map, Point, Scales, Selecting
+from hesse.calls.slopes import times
 from hesse.structure import NoStructure
 from hesse.tape.record import Value, leaves_of
 from hesse.tape.replay import contents, require_same

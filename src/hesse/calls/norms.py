@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hesse.calls.elementwise import Scaling
 from hesse.calls.facts import Map, Point, squared_parameters
-from hesse.calls.rows import RowBend, RowHessian, RowMap, only_input
+from hesse.calls.rows import ClosedRows, RowBend, RowHessian, only_input
 from hesse.tape.record import Value
 from hesse.tape.replay import content
 
@@ -53,7 +53,7 @@ class Norm:
                 yield parameter, slope, self.trailing
 
 
-class Normalised(RowMap):
+class Normalised(ClosedRows):
     r"""Rows, centred or not, divided by their size, then scaled and shifted by parameters.
 
     With P the centring (or nothing), s the size, $x = P u / s$, $q = P g$ and $m = \langle q, x \rangle / d$,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hesse.calls.facts import Bend, Forecast, Map, Point, grad, onto, slopes_against
+from hesse.calls.facts import Bend, Forecast, Map, Point
 from hesse.calls.pieces import Across, Piece
+from hesse.calls.slopes import grad, onto, slopes_against
 from hesse.calls.trial import tried
 from hesse.tape.record import Value
 from hesse.tape.replay import contents
@@ -76,23 +76,14 @@ class MatrixProduct(Product):
     def placed(self) -> Sequence[Samples] | None:
         """As in the factor that has them; one sample where products are added up over them."""
         live = [(i, v) for i, v in self.point.call.inputs.items() if v in self.point.inputs]
-        places = {self._kept(position, value) for position, value in live}
-        return (
-            [places.pop() or ONE_SAMPLE]
-            if len(places) == 1 and (None not in places or len(live) == 1)
-            else None
-        )
+        (place, *others) = {self._kept(position, value) for position, value in live}
+        told = not others and (place is not None or len(live) == 1)
+        return [place or ONE_SAMPLE] if told else None
 
     def _kept(self, position: int, value: Value) -> Samples | None:
         """Where the samples of a factor are in the result; None where that is a sum over them."""
-        place, shape, result = (
-            self.point.samples[value],
-            value.tensor.shape,
-            self.point.outputs[0].tensor.shape,
-        )
-        dim = place.dim + len(result) - len(shape)
-        summed = place.dim == len(shape) - (2 if position else 1)
-        return None if summed or result[dim] != shape[place.dim] else replace(place, dim=dim)
+        summed = value.tensor.dim() - (2 if position else 1)
+        return None if self.point.samples[value].dim == summed else self.point.broadcast(value)
 
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Products with the other matrix."""

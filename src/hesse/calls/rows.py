@@ -1,10 +1,11 @@
-"""Calls that take rows of a tensor by themselves, in closed form: softmax and cross entropy."""
+"""Calls that take rows of a tensor by themselves: softmax and cross entropy."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,22 @@ class RowHessian:
     diagonal: Tensor
     square: tuple[Tensor, Tensor] | None = None
     mutual: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class RowsAlong:
+    """The dimension of an input that rows lie along, and whether the result has it too."""
+
+    dim: int
+    kept: bool = True
+
+    def joins(self, place: Samples) -> bool:
+        """Do rows lie along samples?"""
+        return place.count > 1 and place.dim == self.dim
+
+    def placed(self, place: Samples) -> Samples:
+        """Where the samples are in a result with something of every row, from where they are in the input."""
+        return place if self.kept else place.without(self.dim)
 
 
 class RowMap(Map):
@@ -60,8 +77,7 @@ class RowMap(Map):
         value = only_input(point)
         if value is None or point.read is None:
             return None
-        batch_dim = point.samples[value]
-        return None if batch_dim.count > 1 and point.read == batch_dim.dim else cls(point, point.read)
+        return None if point.read.joins(point.samples[value]) else cls(point, point.read.dim)
 
     def placed(self) -> Sequence[Samples] | None:
         """As in the input."""
@@ -77,11 +93,19 @@ class RowMap(Map):
         last = rows.reshape(*rows.shape[: lead + 1], *self._rows_last)
         return self._batch_dim.back(last.movedim(-1, lead + 1 + self._axis), lead)
 
+
+class ClosedRows(RowMap, ABC):
+    """A call by rows whose Jacobian has a closed form."""
+
+    def by_row(self, results: Tensor, lead: int = 0) -> Tensor:
+        """A tensor like the result as [*lead, N, R, d]."""
+        return self.rows(results, lead)
+
     def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """In closed form."""
         (stack,) = columns
         assert stack is not None
-        return {self.value: self.like_input(self.pull_rows(self.rows(stack, 1)), 1)}
+        return {self.value: self.like_input(self.pull_rows(self.by_row(stack, 1)), 1)}
 
     def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
         """Of the input, and of parameters that are broadcast over the result."""
@@ -91,18 +115,18 @@ class RowMap(Map):
 
     def squares(self, k: Tensor) -> Tensor:
         """A diagonal like the result times the squared Jacobian by the input."""
-        return self.like_input(self.square_rows(self.rows(k)))
+        return self.like_input(self.square_rows(self.by_row(k)))
 
+    @abstractmethod
     def pull_rows(self, stack: Tensor) -> Tensor:
         """Cotangents [r, N, R, d] times the Jacobian."""
-        raise NotImplementedError
 
+    @abstractmethod
     def square_rows(self, k: Tensor) -> Tensor:
         """Diagonals [N, R, d] times the squared Jacobian."""
-        raise NotImplementedError
 
 
-class RowBend(Bend):
+class RowBend(Bend, ABC):
     """The second derivative of a call by rows.
 
     Attributes:
@@ -117,9 +141,9 @@ class RowBend(Bend):
         value = self.rows.value
         return Forecast([[value]], self.outer * self.point.width(value) // self.rows.size)
 
+    @abstractmethod
     def of_rows(self, adjoint: Tensor) -> RowHessian:
         """For an adjoint like the result."""
-        raise NotImplementedError
 
     @property
     def rows(self) -> Any:
@@ -160,7 +184,7 @@ class RowBend(Bend):
         return stack
 
 
-class Softmax(RowMap):
+class Softmax(ClosedRows):
     r"""$y = \mathrm{softmax}(u)$."""
 
     @cached_property
@@ -209,122 +233,6 @@ class LogSoftmaxBend(RowBend):
         return RowHessian(-total.unsqueeze(-1) * y, (total, y))
 
 
-@dataclass(frozen=True)
-class Reduction:
-    """A call that makes one number of every row: the dimension of rows, and whether that is kept."""
-
-    dim: int
-    kept: bool
-
-
-class Reduced(RowMap):
-    """One number of every row.
-
-    Its derivative is that number's slope by every element, `slope`.
-    """
-
-    slope: Tensor
-
-    @classmethod
-    def of(cls, point: Point) -> Map | None:
-        """Where the input alone is live, and rows lie along one dimension that has no samples."""
-        value = only_input(point)
-        if value is None or point.read is None:
-            return None
-        place = point.samples[value]
-        return None if place.count > 1 and point.read.dim == place.dim else cls(point, point.read.dim)
-
-    def placed(self) -> Sequence[Samples] | None:
-        """As in the input, with one dimension less."""
-        place, read = self._batch_dim, self.point.read
-        return [replace(place, dim=place.dim - (place.dim > read.dim and not read.kept))]
-
-    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
-        """The slope times what comes for a row."""
-        (stack,) = columns
-        assert stack is not None
-        return {self.value: self.like_input(self.repeated(stack, 1) * self.slope, 1)}
-
-    def squares(self, k: Tensor) -> Tensor:
-        """See `RowMap`."""
-        return self.like_input(self.repeated(k) * self.slope.square())
-
-    def repeated(self, results: Tensor, lead: int = 0) -> Tensor:
-        """A tensor like the result as [*lead, N, R, d], the same along a row."""
-        dim = lead + self.point.read.dim
-        results = results if self.point.read.kept else results.unsqueeze(dim)
-        sizes = [-1] * results.dim()
-        sizes[dim] = self.size
-        return self.rows(results.expand(sizes), lead)
-
-
-class LogSumExp(Reduced):
-    r"""$\log \sum_i e^{u_i}$, whose slope is the softmax."""
-
-    @cached_property
-    def slope(self) -> Tensor:  # type: ignore[override]
-        """The softmax."""
-        return self.rows(contents(self.point.call, 0)).softmax(-1)
-
-
-class LogSumExpBend(RowBend):
-    """It is the adjoint times `diag(y) - y yᵀ`."""
-
-    def of_rows(self, adjoint: Tensor) -> RowHessian:
-        """See above."""
-        y, g = self.rows.slope, self.rows.repeated(adjoint)
-        return RowHessian(g * y, (-g[..., 0], y))
-
-
-class Length(Reduced):
-    r"""The Euclidean norm of every row, of which none is zero."""
-
-    @classmethod
-    def of(cls, point: Point) -> Map | None:
-        """Of rows that are not zero, where it has no derivative."""
-        found = super().of(point)
-        return None if isinstance(found, Length) and bool((found.length == 0).any()) else found
-
-    @cached_property
-    def length(self) -> Tensor:
-        """The norms, [N, R, 1]."""
-        rows = self.rows(contents(self.point.call, 0))
-        length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        return length
-
-    @cached_property
-    def slope(self) -> Tensor:  # type: ignore[override]
-        """The rows, normalised."""
-        return self.rows(contents(self.point.call, 0)) / self.length
-
-
-class LengthBend(RowBend):
-    """With x the normalised row and n its norm, it is the adjoint times `(1 - x xᵀ) / n`."""
-
-    def of_rows(self, adjoint: Tensor) -> RowHessian:
-        """See above."""
-        x, g = self.rows.slope, self.rows.repeated(adjoint) / self.rows.length
-        return RowHessian(g, (-g[..., 0], x))
-
-
-class Along(Map):
-    """A call that takes every row by itself, by autograd."""
-
-    def placed(self) -> Sequence[Samples] | None:
-        """As in the input, if rows do not lie along samples."""
-        read, place = self.point.read, self.point.samples[self.point.inputs[0]]
-        alone = self.point.inputs == list(self.point.call.inputs.values())
-        if read is None or not alone or place.dim == read.dim:
-            return None
-        return [replace(place, dim=place.dim - (place.dim > read.dim and not read.kept))]
-
-
-class AlongBend(Bend):
-    """By autograd, row by row."""
-
-    within = True
-
-
 class Chosen(Linear):
     """The negative log likelihood: minus one element of every row, added up or not."""
 
@@ -332,10 +240,9 @@ class Chosen(Linear):
 
     def placed(self) -> Sequence[Samples] | None:
         """As those of `CrossEntropy`."""
-        value, output = self.point.inputs[0], self.point.outputs[0]
-        place, classes = self.point.samples[value], min(1, value.tensor.dim() - 1)
-        apart = output.tensor.dim() and place.dim != classes
-        return [replace(place, dim=place.dim - (place.dim > classes)) if apart else ONE_SAMPLE]
+        place, read = self.point.samples[self.point.inputs[0]], self.point.read
+        apart = self.point.outputs[0].tensor.dim() and not read.joins(place)
+        return [read.placed(place) if apart else ONE_SAMPLE]
 
 
 class CrossEntropy(RowMap):
@@ -343,16 +250,8 @@ class CrossEntropy(RowMap):
 
     def placed(self) -> Sequence[Samples] | None:
         """Added up, or without the dimension of classes."""
-        place, dims = self._batch_dim, self.point.outputs[0].tensor.dim()
-        return [replace(place, dim=place.dim - (place.dim > self.point.read)) if dims else ONE_SAMPLE]
-
-    def pull(self, columns: Sequence[Tensor | None]) -> dict[Value, Tensor]:
-        """By autograd."""
-        return Map.pull(self, columns)
-
-    def squared(self, given: Sequence[Tensor | None]) -> dict[Value, Tensor]:
-        """By autograd."""
-        return Map.squared(self, given)
+        apart = self.point.outputs[0].tensor.dim()
+        return [self.point.read.placed(self._batch_dim) if apart else ONE_SAMPLE]
 
 
 class CrossEntropyBend(RowBend):
@@ -392,40 +291,16 @@ def only_input(point: Point) -> Value | None:
     return value if len({v.tensor.dtype for v in (value, *others, *point.outputs)}) == 1 else None
 
 
-def read_reduction(input: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Reduction | None:
-    """As `torch.logsumexp` has its arguments; one dimension, if it is told."""
-    dims = dim if isinstance(dim, (tuple, list)) else [dim]
-    return Reduction(dims[0] % _dims(input), keepdim) if len(dims) == 1 and type(dims[0]) is int else None
-
-
-def read_norm(
-    input: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, dtype: Any = None, **_: Any
-) -> Reduction | None:
-    """As `torch.norm`: the Euclidean one."""
-    return read_reduction(input, dim, keepdim) if p in ("fro", 2) and dtype is None else None
-
-
-def read_vector_norm(
-    x: Any = None, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, **named: Any
-) -> Reduction | None:
-    """As `torch.linalg.vector_norm`."""
-    return read_norm(named.get("input", x), ord, dim, keepdim, dtype)
-
-
-def read_cumulative(input: Any, dim: Any = None, **_: Any) -> Reduction | None:
-    """As `torch.cumprod`, which keeps all elements of a row."""
-    return read_reduction(input, dim, keepdim=True)
-
-
-def read_softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> int | None:
+def read_softmax(input: Any, dim: int | None = None, *_: Any, **__: Any) -> RowsAlong | None:
     """The dimension that rows lie along, if it is told."""
-    return dim if dim is None else dim % _dims(input)
+    return None if dim is None else RowsAlong(dim % dims_of(input))
 
 
-def read_cross_entropy(input: Any, *_: Any, **__: Any) -> int:
-    """The dimension of classes."""
-    return min(1, _dims(input) - 1)
+def read_classes(input: Any, *_: Any, **__: Any) -> RowsAlong:
+    """Cross entropy and the negative log likelihood: the dimension of classes, which results lack."""
+    return RowsAlong(min(1, dims_of(input) - 1), kept=False)
 
 
-def _dims(input: Any) -> int:
+def dims_of(input: Any) -> int:
+    """How many dimensions an argument has, as a reader gets it."""
     return (input.tensor if isinstance(input, Value) else input).dim()

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hesse.calls import layouts, norms, rows
+from hesse.calls import layouts, norms, reductions, rows
 from hesse.calls.convolutions import Convolution
 from hesse.calls.elementwise import Elements, OfFactors, Plus, Scaling, Separable, Sum
 from hesse.calls.facts import Bend, Linear, Map, Point, Selecting, Site, Straight
@@ -198,7 +198,7 @@ TABLE: dict[str, Row] = {
         fold interpolate index_add max min amax amin aminmax sort msort topk kthvalue median cummax
         cummin""",
     ),
-    "nll_loss": Row((rows.Chosen,), Straight),
+    "nll_loss": Row((rows.Chosen,), Straight, rows.read_classes),
     "add": Row((Sum, Plus), Straight),
     "sub": Row((Plus,), Straight),
     **_all(
@@ -237,12 +237,14 @@ TABLE: dict[str, Row] = {
     },
     "softmax": Row((rows.Softmax,), rows.SoftmaxBend, rows.read_softmax),
     "log_softmax": Row((rows.LogSoftmax,), rows.LogSoftmaxBend, rows.read_softmax),
-    "cross_entropy": Row((rows.CrossEntropy,), rows.CrossEntropyBend, rows.read_cross_entropy),
-    "logsumexp": Row((rows.LogSumExp,), rows.LogSumExpBend, rows.read_reduction),
-    "norm": Row((rows.Length,), rows.LengthBend, rows.read_norm),
-    "vector_norm": Row((rows.Length,), rows.LengthBend, rows.read_vector_norm),
-    "prod": Row((rows.Along,), rows.AlongBend, rows.read_reduction),
-    **_all(Row((rows.Along,), rows.AlongBend, rows.read_cumulative), "cumprod logcumsumexp"),
+    "cross_entropy": Row((rows.CrossEntropy,), rows.CrossEntropyBend, rows.read_classes),
+    "logsumexp": Row((reductions.LogSumExp,), reductions.LogSumExpBend, reductions.read_reduction),
+    "norm": Row((reductions.Length,), reductions.LengthBend, reductions.read_norm),
+    "vector_norm": Row((reductions.Length,), reductions.LengthBend, reductions.read_vector_norm),
+    "prod": Row((reductions.Along,), reductions.AlongBend, reductions.read_reduction),
+    **_all(
+        Row((reductions.Along,), reductions.AlongBend, reductions.read_cumulative), "cumprod logcumsumexp"
+    ),
     "layer_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_layer_norm),
     "rms_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_rms_norm),
     "group_norm": Row((norms.Normalised,), norms.NormalisedBend, norms.read_group_norm),

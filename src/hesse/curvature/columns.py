@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hesse.calls.facts import times
+from hesse.calls.slopes import times
 from hesse.tape.record import Value
 from hesse.tape.samples import Samples
 

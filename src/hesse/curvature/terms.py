@@ -21,8 +21,8 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from hesse.calls.facts import times
 from hesse.calls.pieces import Across, OnElements, OnRows, Piece, Whole
+from hesse.calls.slopes import times
 from hesse.curvature.columns import Columns, Frame, Unit
 from hesse.tape.record import Value
 from hesse.tape.samples import Samples

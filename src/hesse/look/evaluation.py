@@ -205,8 +205,9 @@ def glanced(problem: Problem, create_graph: bool = False, recorded: bool = False
     with isolated(third_order=create_graph) as watch, errors_explained(), apart:
         began = time.perf_counter()
         value = evaluate(problem, problem.leaves(), watch).detach()
+        seconds = time.perf_counter() - began
         layered = any(func in LAYERED or may_be_layer(func) for func in watch.called)
-        return Glance(value, layered, time.perf_counter() - began)
+        return Glance(value, layered, seconds)
 
 
 def require_deterministic(value: Tensor, again: Tensor) -> None:

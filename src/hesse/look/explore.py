@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from hesse.look.perturb import (
     nudged,
     pushed,
 )
-from hesse.look.placing import apart, contradicted, placed, sample_place
+from hesse.look.placing import apart, contradicted, in_layers, placed
 from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
 from hesse.runtime.memory import Budget
@@ -37,29 +37,26 @@ def explore(problem: Problem, first: Evaluation, budget: Budget, changes: bool =
     known = Exploration(why_not=first.untaped)
     if first.tape is None:
         return known
-    layers = {layer.order: layer for layer in first.layers}
-    known = replace(known, samples=dict.fromkeys(layers, ONE_SAMPLE))
-    if not layers or first.tape.hidden or not first.value.requires_grad:
+    known = replace(known, samples={layer.order: ONE_SAMPLE for layer in first.layers})
+    if not first.layers or first.tape.hidden or not first.value.requires_grad:
         return known
     with suppress(NoStructure), sought():
         places = placed(first)
-        if places is not None and apart(layers, places):
-            samples = {order: sample_place(layer, places) for order, layer in layers.items()}
+        if places is not None:
+            samples = in_layers(first.layers, places)
             batch_dims = [[places.get(value) for value in call.outputs] for call in first.tape.calls]
             return replace(known, samples=samples, batch_dims=batch_dims, told=True)
     if not changes:
         return replace(known, why_not="for so few coordinates samples are not looked for by changing them")
     if budget.left() < 2 * budget.taken:  # a look is an evaluation and a gradient
         return replace(known, why_not="the memory budget holds no second evaluation")
-    return _by_changes(problem, first, layers, known)
+    return _by_changes(problem, first, known)
 
 
-def _by_changes(
-    problem: Problem, first: Evaluation, layers: Container[int], known: Exploration
-) -> Exploration:
+def _by_changes(problem: Problem, first: Evaluation, known: Exploration) -> Exploration:
     """What evaluations with some samples changed tell."""
     assert first.tape is not None
-    met = [call for call in first.tape.calls if call.order in layers or met_by_parameters(call)]
+    met = [call for call in first.tape.calls if call.order in known.samples or met_by_parameters(call)]
     gradient, by_met = first.gradients([call.outputs[0] for call in met], create_graph=False)
     changed = first.watch.changed
     first.watch.restore()
@@ -70,16 +67,12 @@ def _by_changes(
         except NoStructure as error:
             reasons.append(str(error))
             continue
-        if _separate(look.samples) > _separate(best.samples):
+        if apart(look.samples) > apart(best.samples):
             best = look
-        if _separate(best.samples) == len(known.samples):
+        if apart(best.samples) == len(known.samples):
             break
     why_not = None if best is not known else next(iter(reasons), None)
     return Exploration(best.samples, best.batch_dims, best.touching, gradient, changed, why_not)
-
-
-def _separate(samples: Mapping[int, Samples]) -> int:
-    return sum(batch_dim.count > 1 for batch_dim in samples.values())
 
 
 def _looked(

@@ -57,30 +57,31 @@ def looked_at(
             held.close()
             return held.enter_context(evaluated(problem, strict, create_graph, recorded))
 
-        changed = evaluation = None
+        changed = None
+        recorded = structure and (known is None or known.recorded)
         if known is not None:
-            recorded = structure and known.recorded
             evaluation = replace(evaluate(recorded), seconds=known.seconds)
             changed = known.differs(evaluation) if recorded else None
             if random_state.current().used:  # they may be what the function depends on (dropout)
                 require_deterministic(evaluation.value, glanced(problem, create_graph, recorded).value)
-            if changed is None and not (recorded and known.places is None):
-                found = known.found(evaluation) if recorded else explore(problem, evaluation, budget)
-                remark(evaluation)
-                yield Look(Gradient(evaluation, found), same=known)
-                return
-            changed = changed or "where its samples are depends on numbers"
-        glance = glanced(problem, create_graph, structure)
-        recorded = structure and glance.layered
-        evaluation = evaluate(recorded)
-        if evaluation.untaped:  # then the calls were others
-            glance = glanced(problem, create_graph)
-        require_deterministic(glance.value, evaluation.value)
-        found = explore(problem, evaluation, budget, changes)
-        if found.changed:
+        if known is None or changed is not None:
+            glance = glanced(problem, create_graph, structure)
+            recorded = structure and glance.layered
             evaluation = evaluate(recorded)
+            if evaluation.untaped:  # then the calls were others
+                glance = glanced(problem, create_graph)
             require_deterministic(glance.value, evaluation.value)
+            # Who comes first, warms up.
+            evaluation = replace(evaluation, seconds=min(glance.seconds, evaluation.seconds))
+        elif recorded and known.places is None:
+            changed = "where its samples are depends on numbers"
+        same = known if changed is None else None
+        if same is not None and recorded:
+            found = same.found(evaluation)
+        else:
+            found = explore(problem, evaluation, budget, changes)
+        if found.changed:
+            before, evaluation = evaluation, replace(evaluate(recorded), seconds=evaluation.seconds)
+            require_deterministic(before.value, evaluation.value)
         remark(evaluation)
-        # Who comes first, warms up.
-        evaluation = replace(evaluation, seconds=min(glance.seconds, evaluation.seconds))
-        yield Look(Gradient(evaluation, found), changed=changed)
+        yield Look(Gradient(evaluation, found), same, changed)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from hesse.look.evaluation import Evaluation
 from hesse.look.perturb import Exploration
-from hesse.look.placing import PLACED_BY, sample_place
+from hesse.look.placing import PLACED_BY, in_layers
 from hesse.tape.record import Call, Value
 from hesse.tape.samples import Samples
 
-Look = tuple[Any, ...]
+CallLook = tuple[Any, ...]
 """What a call looks like."""
 
 
@@ -40,7 +40,7 @@ class Learned:
 
     seconds: float
     recorded: bool
-    calls: tuple[Look, ...] | None = None
+    calls: tuple[CallLook, ...] | None = None
     places: tuple[tuple[Samples | None, ...], ...] | None = None
     sizes: tuple[int, ...] = ()
     column: int = 0
@@ -68,8 +68,7 @@ class Learned:
             for value, place in zip(call.outputs, those, strict=True)
             if place is not None
         }
-        samples = {layer.order: sample_place(layer, places) for layer in evaluation.layers}
-        return Exploration(samples, self.places)
+        return Exploration(in_layers(evaluation.layers, places), self.places)
 
 
 def learned(evaluation: Evaluation, found: Exploration) -> Learned:
@@ -81,7 +80,7 @@ def learned(evaluation: Evaluation, found: Exploration) -> Learned:
     return Learned(evaluation.seconds, True, calls, places)
 
 
-def look_of(call: Call, compared: Callable[[int, Tensor], bool]) -> Look:
+def look_of(call: Call, compared: Callable[[int, Tensor], bool]) -> CallLook:
     """What a call looks like; `compared`: the numbers of which tensors, by place among the arguments, too."""
     spec = call.spec if isinstance(call.spec, tuple) else str(call.spec)
     return (
@@ -101,7 +100,7 @@ def _joining(call: Call) -> Callable[[int, Tensor], bool]:
     return lambda _, tensor: all_ or (indices and not tensor.is_floating_point())
 
 
-def _as_before(before: Look) -> Callable[[int, Tensor], bool]:
+def _as_before(before: CallLook) -> Callable[[int, Tensor], bool]:
     """Those that had one before."""
     return lambda i, _: i + 2 < len(before) and before[i + 2][:1] == (_NUMBERS,)
 
@@ -109,14 +108,14 @@ def _as_before(before: Look) -> Callable[[int, Tensor], bool]:
 _NUMBERS = "numbers"
 
 
-def _place(value: Value) -> Look:
+def _place(value: Value) -> CallLook:
     """Where a value comes from."""
     source = value.source
     number = None if source is None else source.outputs.index(value)
     return value.leaf, source and source.order, number, *_form(value.tensor)
 
 
-def _constant(argument: Any, compared: Callable[[Tensor], bool]) -> Look:
+def _constant(argument: Any, compared: Callable[[Tensor], bool]) -> CallLook:
     """An argument that is no value."""
     if isinstance(argument, Tensor):
         numbers = (_NUMBERS, hash(tuple(argument.flatten().tolist()))) if compared(argument) else ()

@@ -7,7 +7,7 @@ they do not touch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from torch import Tensor
@@ -26,18 +26,19 @@ Places = Mapping[Value, Samples]
 
 
 def placed(evaluation: Evaluation) -> Places | None:
-    """The places by which the samples are apart in the most layers; None where the table does not tell."""
+    """The places by which the samples are apart in the most layers; None where it cannot be told of any."""
     assert evaluation.tape is not None
     calls = leading_to(evaluation.tape.value_of(evaluation.value), evaluation.tape.calls)
     if evaluation.tape.hidden:
         return None
     layers = {layer.order: layer for layer in evaluation.layers}
-    best: Places | None = None
+    best, most = None, 0
     for dim, count in _assumptions(calls, layers):
         places = _along(calls, layers, dim, count)
-        if places is not None and (best is None or apart(layers, places) > apart(layers, best)):
-            best = places
-        if best is not None and apart(layers, best) == len(layers):
+        separate = 0 if places is None else apart(in_layers(layers.values(), places))
+        if separate > most:
+            best, most = places, separate
+        if most == len(layers):
             break
     return best
 
@@ -57,15 +58,15 @@ def contradicted(calls: Sequence[Call], found: Sequence[Sequence[Samples | None]
     return None
 
 
-def apart(layers: Mapping[int, LayerCall], places: Places) -> int:
-    """In how many layers samples are apart."""
-    return sum(sample_place(layer, places).count > 1 for layer in layers.values())
+def in_layers(layers: Iterable[LayerCall], places: Places) -> dict[int, Samples]:
+    """Where samples are in the input and the output of each layer, by its order."""
+    own = {layer: places.get(layer.output, ONE_SAMPLE) for layer in layers}
+    return {layer.order: place if place.dim < lead(layer) else ONE_SAMPLE for layer, place in own.items()}
 
 
-def sample_place(layer: LayerCall, places: Places) -> Samples:
-    """Where they are in the input and the output of a layer."""
-    place = places.get(layer.output, ONE_SAMPLE)
-    return place if place.dim < lead(layer) else ONE_SAMPLE
+def apart(samples: Mapping[int, Samples]) -> int:
+    """In how many layers they are apart."""
+    return sum(place.count > 1 for place in samples.values())
 
 
 def lead(layer: LayerCall) -> int:

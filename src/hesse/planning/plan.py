@@ -99,6 +99,11 @@ class Plan:
     chunk: int = 0
     learned: Learned | None = field(default=None, repr=False, compare=False)
 
+    @classmethod
+    def of_nothing(cls, question: Question | Literal["product"]) -> Plan:
+        """The plan where there are no tensors."""
+        return cls(question, "dense", "there is nothing to differentiate by", 0, 0, 0.0, 0, 0, 0.0, (), ())
+
     @property
     def asked(self) -> Question:
         """The question that there are several methods for."""

@@ -147,13 +147,13 @@ def _one(problem: Problem) -> list[Tensor]:
 
 def plan_of_product(problem: Problem, memory: int | str | None) -> Plan:
     """What one product takes, and whether the function needs isolation."""
+    if not problem.tensors:
+        return Plan.of_nothing("product")
     shares = tuple(
         Share(name, tensor.shape, tensor.dtype, "dense", "by a double backward")
         for name, tensor in zip(problem.names, problem.tensors, strict=True)
     )
     size = sum(tensor.nbytes for tensor in problem.tensors)
-    if not problem.tensors:
-        return Plan("product", "dense", "there is nothing to differentiate by", 0, 0, 0.0, 0, 0, 0.0, (), ())
     with _differentiable(problem, create_graph=False, strict=False) as gradient:
         assert gradient is not None
         random = random_state.current().used

@@ -240,8 +240,20 @@ _tanh_cell = partial(_cell, partial(_rnn, torch.tanh))
 _relu_cell = partial(_cell, partial(_rnn, torch.relu))
 _gru_cell, _lstm_cell = partial(_cell, _gru), partial(_cell, _lstm)
 
-COMPOSITES: dict[Any, Callable[..., Any]] = {
+_LAYERED: dict[Any, Callable[..., Any]] = {
     functional.multi_head_attention_forward: _opened(functional.multi_head_attention_forward),
+    torch.rnn_tanh: partial(_recurrent, _tanh_cell),
+    torch.rnn_relu: partial(_recurrent, _relu_cell),
+    torch.gru: partial(_recurrent, _gru_cell),
+    torch.lstm: partial(_recurrent, _lstm_cell),
+    torch.rnn_tanh_cell: partial(_step, _tanh_cell),
+    torch.rnn_relu_cell: partial(_step, _relu_cell),
+    torch.gru_cell: partial(_step, _gru_cell),
+    torch.lstm_cell: partial(_step, _lstm_cell),
+}
+
+COMPOSITES: dict[Any, Callable[..., Any]] = {
+    **_LAYERED,
     functional.scaled_dot_product_attention: _attention,
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _baddbmm),
     **dict.fromkeys((torch.addbmm, Tensor.addbmm), _addbmm),
@@ -253,23 +265,8 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
         function: _opened(function)
         for function in (functional.normalize, functional.softmin, functional.lp_pool1d, functional.lp_pool2d)
     },
-    torch.rnn_tanh: partial(_recurrent, _tanh_cell),
-    torch.rnn_relu: partial(_recurrent, _relu_cell),
-    torch.gru: partial(_recurrent, _gru_cell),
-    torch.lstm: partial(_recurrent, _lstm_cell),
-    torch.rnn_tanh_cell: partial(_step, _tanh_cell),
-    torch.rnn_relu_cell: partial(_step, _relu_cell),
-    torch.gru_cell: partial(_step, _gru_cell),
-    torch.lstm_cell: partial(_step, _lstm_cell),
 }
 """By the function of the torch API; each takes its arguments."""
 
-LAYERED = {
-    functional.multi_head_attention_forward,
-    *(
-        function
-        for function in COMPOSITES
-        if getattr(function, "__name__", "").startswith(("rnn", "gru", "lstm"))
-    ),
-}
+LAYERED = _LAYERED.keys()
 """Those that hide layers."""

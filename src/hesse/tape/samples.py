@@ -61,6 +61,10 @@ class Samples:
     def _run_of(self, tensor: Tensor, numbers: range, dim: int) -> Tensor:
         return tensor.narrow(dim, numbers.start * self.inner, len(numbers) * self.inner)
 
+    def without(self, dim: int) -> Samples:
+        """In a tensor that lacks a dimension, which is not theirs."""
+        return replace(self, dim=self.dim - (self.dim > dim))
+
     def times(self, tensor: Tensor, factors: Tensor) -> Tensor:
         """Every sample times a factor of its own, [count]."""
         first = self.first(tensor)

@@ -15,7 +15,7 @@ from hesse import errors
 from networks import NETWORKS, Problem, mlp, squares
 from oracle import hessian_matrix
 from questions import QUESTIONS
-from test_evaluation import counted
+from test_evaluation import SCALE, counted, writing, written
 
 WEIGHT = x(4, 3)
 DATA, OTHER = x(5, 3), x(5, 3)
@@ -206,6 +206,17 @@ def test_buffers_are_kept():
     hesse.hessian_diagonal(problem.closure, problem.tensors, method=plan)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name])
+
+
+@pytest.mark.parametrize("func", [writing, lambda w: writing(w) + torch.rand(1).sum() * 0])
+def test_what_is_changed_in_place_is_put_back_before_it_is_looked_at_again(func):
+    """A function whose value depends on what it changes is the same function each time."""
+    plan = hesse.plan("diagonal", network, WEIGHT)
+    same = hesse.plan("diagonal", func, WEIGHT)
+    for known in (plan, same):
+        found = hesse.hessian_diagonal(func, WEIGHT, method=known)
+        torch.testing.assert_close(found, diagonal_of(written))
+        assert SCALE == 1
 
 
 def test_what_does_not_fit_any_more_is_planned_anew():

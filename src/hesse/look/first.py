@@ -57,20 +57,28 @@ def looked_at(
             held.close()
             return held.enter_context(evaluated(problem, strict, create_graph, recorded))
 
+        def evaluate_again(before: Evaluation, recorded: bool) -> Evaluation:
+            # What the one before has changed is put back first: the value may depend on it.
+            again = replace(evaluate(recorded), seconds=before.seconds, untaped=before.untaped)
+            require_deterministic(before.value, again.value)
+            return again
+
         changed = None
         recorded = structure and (known is None or known.recorded)
         if known is not None:
             evaluation = replace(evaluate(recorded), seconds=known.seconds)
-            changed = known.differs(evaluation) if recorded else None
             if random_state.current().used:  # they may be what the function depends on (dropout)
-                require_deterministic(evaluation.value, glanced(problem, create_graph, recorded).value)
+                evaluation = evaluate_again(evaluation, recorded)
+            changed = known.differs(evaluation) if recorded else None
         if known is None or changed is not None:
+            held.close()
             glance = glanced(problem, create_graph, structure)
             recorded = structure and glance.layered
             evaluation = evaluate(recorded)
             if evaluation.untaped:  # then the calls were others
-                glance = glanced(problem, create_graph)
-            require_deterministic(glance.value, evaluation.value)
+                evaluation = evaluate_again(evaluation, recorded=False)
+            else:
+                require_deterministic(glance.value, evaluation.value)
             # Who comes first, warms up.
             evaluation = replace(evaluation, seconds=min(glance.seconds, evaluation.seconds))
         elif recorded and known.places is None:
@@ -81,7 +89,6 @@ def looked_at(
         else:
             found = explore(problem, evaluation, budget, changes)
         if found.changed:
-            before, evaluation = evaluation, replace(evaluate(recorded), seconds=evaluation.seconds)
-            require_deterministic(before.value, evaluation.value)
+            evaluation = evaluate_again(evaluation, recorded)
         remark(evaluation)
         yield Look(Gradient(evaluation, found), same, changed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +61,21 @@ def highest() -> int:
         return 0
     found = re.search(r"VmHWM:\s+(\d+) kB", text)
     return 1024 * int(found[1]) if found else 0
+
+
+def hand_back() -> None:
+    """Give the system what the allocator (glibc's, else nothing is done) keeps free between pieces in use."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+    except (AttributeError, OSError, TypeError):
+        return None
 
 
 @cache

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from hesse.runtime.memory import highest
+from hesse.runtime.memory import hand_back, highest
 
 _INTERVAL = 5e-4  # seconds between two looks at the memory in use
 _BATCH = 128  # columns of a large batch
 _SAFE = 0.85  # of a tight workspace: what is taken for a moment only may not be seen
 _NEAR = 1.35  # what a batch of up to twice the size may take, as a multiple of its share
 _FAR = 2.0  # and a larger one
+_KEPT = 0.1  # of a tight workspace: what an allocator may keep of one batch when the next one begins
 
 
 class Room:
@@ -54,6 +55,8 @@ class Room:
         if not self._tight:
             yield
             return
+        if self._in_use() - self._base > _KEPT * self._workspace:
+            hand_back()
         with peak(self._in_use) as taken:
             yield
         self._taken[columns] = max(self._taken.get(columns, 0), taken[0] - self._base)

@@ -2,7 +2,9 @@
 
 from hesse.answer import Result
 from hesse.checks.certificate import Certificate
+from hesse.data.loss import Loss
 from hesse.errors import HesseError, HesseWarning
+from hesse.operators.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
 from hesse.planning.plan import Estimate, Plan, Share
 from hesse.questions import approximate as _approximate
 from hesse.questions import diagonal as _diagonal
@@ -17,8 +19,12 @@ __version__ = "0.2.0"
 __all__ = [
     "Certificate",
     "Estimate",
+    "FisherOperator",
+    "GaussNewtonOperator",
     "HesseError",
     "HesseWarning",
+    "HessianOperator",
+    "Loss",
     "Plan",
     "Result",
     "Share",

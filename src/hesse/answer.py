@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypedDict
@@ -26,6 +26,7 @@ from hesse.problem import Problem
 from hesse.runtime.memory import Budget, show
 from hesse.runtime.progress import Progress, ProgressOption
 from hesse.runtime.random_state import random_state_kept
+from hesse.runtime.total import Total
 from hesse.selection import Part
 from hesse.work import Work
 
@@ -98,10 +99,24 @@ def answer(
 
     `part`: of a Hessian, the rows and columns that are asked for.
     """
+    answered = _answered if problem.summands is None else _summed
+    result = answered(question, problem, options, create_graph, strict, part)
+    value = pack(result.value)
+    return replace(result, value=value) if options.full_output else value
+
+
+def _answered(
+    question: Question,
+    problem: Problem,
+    options: Options,
+    create_graph: bool,
+    strict: bool,
+    part: Part | None,
+) -> Result:
+    """The parts of an answer, one for every tensor or pair of them; with `full_output`, what was learned."""
     began = time.perf_counter()
     if not problem.tensors:
-        nothing = Plan.of_nothing(question)
-        return Result(pack([]), nothing, None, 0, 0.0) if options.full_output else pack([])
+        return Result([], Plan.of_nothing(question), None, 0, 0.0)
     whole = _whole(question, problem, options.method, create_graph, part)
     size = _size(question, problem, options, part)
     budget = _budget(question, problem, options, size)
@@ -135,17 +150,61 @@ def answer(
     if certified or (certificate is not None and certificate.passed):
         _CERTIFIED.update((id(of), of) for of in (plan, given) if of is not None)
     passes = progress.done + (certificate.probes if certificate else 0)
-    value = pack(parts)
-    if not options.full_output:
-        return value
+    seconds = time.perf_counter() - began
+    if not options.full_output:  # names take their time
+        return Result(parts, plan, certificate, passes, seconds)
     shapes = tuple(tensor.shape for tensor in problem.tensors)
-    return Result(value, plan, certificate, passes, time.perf_counter() - began, problem.names, shapes)
+    return Result(parts, plan, certificate, passes, seconds, problem.names, shapes)
+
+
+def _summed(
+    question: Question,
+    problem: Problem,
+    options: Options,
+    create_graph: bool,
+    strict: bool,
+    part: Part | None,
+) -> Result:
+    """The parts of the answer for a sum, one summand after the other; the first one's plan serves others."""
+    assert problem.summands is not None
+    began = time.perf_counter()
+    size = _size(question, problem, options, part)
+    budget = _budget(question, problem, options, 2 * size)  # there is a summand's beside the sum
+    each = replace(options, progress=False, full_output=True, memory=budget.total - size)
+    plans: dict[Hashable, Plan] = {}
+    first, total, passes = None, Total(create_graph), 0
+    certificates: list[Certificate] = []
+    with Progress(options.progress) as progress:
+        progress.expect(len(problem.summands))
+        for summand in problem.summands:
+            given = plans.get(summand.form, options.method)
+            of_one = replace(each, method=given)
+            result = _answered(question, summand.problem, of_one, create_graph, strict, part)
+            total.add(summand.weight, result.value)
+            plans[summand.form] = result.plan
+            first, passes = first or result, passes + result.passes
+            certificates += [result.certificate] if result.certificate else []
+            progress.advance(chunks=1)
+    assert first is not None
+    parts = total.value
+    seconds = time.perf_counter() - began
+    worst = max(certificates, key=lambda of: of.deviation / of.bound, default=None)
+    if worst is not None:
+        worst = replace(worst, probes=sum(of.probes for of in certificates))
+    return Result(parts, first.plan, worst, passes, seconds, problem.names, first.shapes)
 
 
 def plan_for(question: Question, problem: Problem, options: Options, part: Part | None = None) -> Plan:
     """The plan for "hessian", "blocks" or "diagonal", without the answer."""
     if not problem.tensors:
         return Plan.of_nothing(question)
+    if problem.summands is not None:
+        first = next(iter(problem.summands))
+        plan = plan_for(question, first.problem, options, part)
+        count = len(problem.summands)
+        return (
+            replace(plan, reason=f"{plan.reason}; of the first of {count:,} batches") if count > 1 else plan
+        )
     whole = _whole(question, problem, options.method, create_graph=False, part=part)
     size = _size(question, problem, options, part)
     budget = _budget(question, problem, options, size)

@@ -81,6 +81,10 @@ class IndependentWarning(HesseWarning):
     """None of the tensors requires grad, so that all derivatives are zero."""
 
 
+class DataWarning(HesseWarning):
+    """The loss of data depends on how they lie in batches."""
+
+
 class BudgetWarning(HesseWarning):
     """The memory budget does not hold what has to be there at once."""
 

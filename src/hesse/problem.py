@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Hashable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from hesse.errors import (
@@ -32,6 +33,55 @@ from hesse.errors import (
 )
 
 
+class ModelOutput:
+    """Where a function leaves what its model gives, before the loss is taken of it.
+
+    Attributes:
+        like: what was left last, without its graph.
+        edge: where in autograd's graph it was made; None where it has no graph.
+    """
+
+    like: Tensor | None = None
+    edge: GradientEdge | None = None
+
+    def leave(self, tensor: Tensor) -> None:
+        """Called by the function, with what its model gives."""
+        self.like = tensor.detach()
+        self.edge = get_gradient_edge(tensor) if tensor.requires_grad else None
+
+    def taken(self) -> ModelOutput:
+        """What was left, and nothing is any more."""
+        found = ModelOutput()
+        found.like, found.edge = self.like, self.edge
+        self.like = self.edge = None
+        return found
+
+
+@dataclass(frozen=True)
+class Summand:
+    """A function that is a part of a sum.
+
+    Attributes:
+        weight: what it is multiplied by.
+        problem: the function, of the same tensors as the sum.
+        form: those of one form look the same, as far as is known, so that the plan for one serves the others.
+    """
+
+    weight: float
+    problem: Problem
+    form: Hashable
+
+
+class Summands(Protocol):
+    """The functions that a function is the weighted sum of; they can be gone through several times."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __iter__(self) -> Iterator[Summand]:
+        """One after the other, always in the same order."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A scalar function of a flat list of tensors, and how to give answers back.
@@ -42,6 +92,9 @@ class Problem:
         evaluate_at: the function, of the tensors to differentiate by.
         closure: the function takes nothing and reads `tensors` themselves.
         integers: tensors without a derivative, by their place in the container, where they are allowed.
+        model_output: where the output of a model is left, up to which the function is taken for linear: its
+            Hessian then is the Gauss-Newton matrix. None for the Hessian itself.
+        summands: what it is a sum of, taken one by one; None for a function that is evaluated as a whole.
     """
 
     tensors: tuple[Tensor, ...]
@@ -50,6 +103,8 @@ class Problem:
     closure: bool
     _make_names: Callable[[], Sequence[str]]
     integers: Mapping[int, Tensor]
+    model_output: ModelOutput | None = None
+    summands: Summands | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -121,6 +176,15 @@ class Problem:
         return pytree.tree_unflatten(
             [zeros[i] if i in zeros else next(rest) for i in range(count)], self.spec
         )
+
+    def leaves_of(self, packed: Any) -> list[Any]:
+        """One value per tensor, of what `pack` gave."""
+        flat = (
+            self.spec.flatten_up_to(packed)
+            if hasattr(self.spec, "flatten_up_to")
+            else pytree.tree_leaves(packed)
+        )
+        return [value for i, value in enumerate(flat) if i not in self.integers]
 
     def unpack(self, argument: str, container: Any) -> list[Tensor]:
         """Flatten a container shaped like the inputs (`v`, say), with its shapes checked."""
@@ -223,14 +287,14 @@ def from_function(
 
     def evaluate_at(leaves: Sequence[Tensor]) -> Tensor:
         if closure:
-            return _scalar(_called_with_nothing(func) if direct else func())
+            return scalar(_called_with_nothing(func) if direct else func())
         rest = iter(leaves)
         whole = [integers[i] if i in integers else next(rest) for i in range(spec.num_leaves)]
         arguments = pytree.tree_unflatten(whole, spec)
-        return _scalar(func(*arguments) if unpacked else func(arguments))
+        return scalar(func(*arguments) if unpacked else func(arguments))
 
     problem = Problem(tuple(tensors), spec, evaluate_at, closure, make_names, integers)
-    _require_usable(argument, problem)
+    require_usable(argument, problem)
     return problem
 
 
@@ -243,11 +307,11 @@ def from_model(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], inputs: 
     named = dict(model.named_parameters())
 
     def evaluate_at(leaves: Sequence[Tensor]) -> Tensor:
-        return _scalar(loss_fn(_output(model, inputs), targets))
+        return scalar(loss_fn(_output(model, inputs), targets))
 
     spec = pytree.tree_flatten(list(named.values()))[1]
     problem = Problem(tuple(named.values()), spec, evaluate_at, True, lambda: list(named), {})
-    _require_usable("model", problem)
+    require_usable("model", problem)
     return problem
 
 
@@ -319,7 +383,8 @@ def _require_tensors(argument: str, container: Any) -> None:
             )
 
 
-def _require_usable(argument: str, problem: Problem) -> None:
+def require_usable(argument: str, problem: Problem) -> None:
+    """Raise, or warn, where the tensors have no derivatives, or only coarse ones."""
     tensors = problem.tensors
     for i, tensor in enumerate(tensors):
         name = lambda i=i: problem.names[i]  # noqa: E731
@@ -371,7 +436,8 @@ def _require_usable(argument: str, problem: Problem) -> None:
         )
 
 
-def _scalar(value: Any) -> Tensor:
+def scalar(value: Any) -> Tensor:
+    """What a function gave, as a tensor without dimensions; raises where it is no real scalar."""
     if not isinstance(value, Tensor):
         raise OutputTypeError(
             f"func must return a tensor with a single element, met {type(value).__name__}"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hesse.look.evaluation import evaluated
+from hesse.look.gauss_newton import gradient_of
 from hesse.look.gradient import Gradient, roundings
 from hesse.probe import Probe, distance, norm
 from hesse.problem import Problem
@@ -99,7 +100,7 @@ class Autograd:
         found = []
         for shifts in roundings(self._gradient):
             with self._problem.moved(shifts) as near, evaluated(near) as evaluation:
-                product = Gradient(evaluation).product(probe.signs, probe.rows, probe.columns)
+                product = gradient_of(evaluation).product(probe.signs, probe.rows, probe.columns)
             found.append(distance(probe.own(product), exact))
         self.products += len(found)
         return max(found)

@@ -25,7 +25,7 @@ from hesse.errors import (
     PrecisionWarning,
     warn,
 )
-from hesse.problem import Problem
+from hesse.problem import ModelOutput, Problem
 from hesse.runtime.graph import nodes, variables
 from hesse.runtime.isolation import isolated
 from hesse.runtime.plain import called_plainly
@@ -50,6 +50,8 @@ class Evaluation:
         seconds: what it took.
         tape: its calls, where they were recorded.
         untaped: why they were not, where that was asked for.
+        output: what the model gave, up to which the function is taken for linear; None for a function that is
+            taken as it is.
     """
 
     value: Tensor
@@ -59,6 +61,7 @@ class Evaluation:
     seconds: float
     tape: Recorder | None
     untaped: str | None = None
+    output: ModelOutput | None = None
 
     @property
     def symmetric(self) -> bool:
@@ -114,7 +117,7 @@ def evaluated(
                 )
         if customs:  # a backward inside of theirs writes gradients into leaves
             watch.keep_gradients([*leaves, *variables([value])])
-        yield Evaluation(value, leaves, customs, watch, seconds, tape, untaped)
+        yield Evaluation(value, leaves, customs, watch, seconds, tape, untaped, _output(problem))
 
 
 def evaluated_plainly(problem: Problem, calls: frozenset[str]) -> Evaluation | None:
@@ -124,7 +127,12 @@ def evaluated_plainly(problem: Problem, calls: frozenset[str]) -> Evaluation | N
     value = called_plainly(lambda: problem.evaluate_at(leaves), calls)
     if value is None:
         return None
-    return Evaluation(value, leaves, frozenset(), Watch(False, ()), time.perf_counter() - began, None)
+    seconds = time.perf_counter() - began
+    return Evaluation(value, leaves, frozenset(), Watch(False, ()), seconds, None, output=_output(problem))
+
+
+def _output(problem: Problem) -> ModelOutput | None:
+    return problem.model_output and problem.model_output.taken()
 
 
 _Recorded = tuple[Tensor | None, Recorder | None, str | None]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from hesse.look.evaluation import Evaluation, evaluated, glanced, remark, require_deterministic
 from hesse.look.explore import explore
+from hesse.look.gauss_newton import gradient_of
 from hesse.look.gradient import Gradient
 from hesse.look.learned import Learned, learned
 from hesse.problem import Problem
@@ -91,4 +92,4 @@ def looked_at(
         if found.changed:
             evaluation = evaluate_again(evaluation, recorded)
         remark(evaluation)
-        yield Look(Gradient(evaluation, found), same, changed)
+        yield Look(gradient_of(evaluation, found), same, changed)

@@ -58,6 +58,11 @@ class Gradient:
         """The calls of the evaluation, where structure was looked for."""
         return self.evaluation.tape
 
+    @property
+    def output(self) -> Value | None:
+        """Of a model that is taken for linear, on the tape; None where the function is taken as it is."""
+        return None
+
     @cached_property
     def batch_dims(self) -> Mapping[Value, Samples]:
         """Where the samples are in the values of the tape, of those that have to do with them."""

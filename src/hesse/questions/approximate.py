@@ -9,17 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.data.loss import Loss
+from hesse.data.problem import problem_of
 from hesse.errors import ArgumentError, OutputError, StructureError
 from hesse.look.evaluation import errors_explained, evaluate
 from hesse.methods import approximate
-from hesse.problem import Problem, from_function
+from hesse.problem import Problem
 from hesse.runtime.isolation import isolated
 from hesse.runtime.random_state import random_state_kept
+from hesse.runtime.total import Total
 from hesse.structure import NoStructure, sought
 from hesse.tape.record import Recorder
 
 
-def approximate_diagonal(func: Callable[..., Tensor], params: Any, kind: str = "hesscale") -> Any:
+def approximate_diagonal(
+    func: Callable[..., Tensor] | Loss, params: Any = None, kind: str = "hesscale"
+) -> Any:
     r"""An approximation of the Hessian's diagonal, by one walk back without Hessian-vector products.
 
     For $v = \varphi(u, \dots)$, a call that `func` makes, with Jacobian $J_{ci} = \partial v_c/\partial u_i$
@@ -85,10 +90,19 @@ def approximate_diagonal(func: Callable[..., Tensor], params: Any, kind: str = "
     """
     if kind not in approximate.KINDS:
         raise ArgumentError(f"kind must be one of {', '.join(map(repr, approximate.KINDS))}, met {kind!r}")
-    problem = from_function(func, params, argument="params", as_secorder=True)
+    problem = problem_of(func, params, argument="params", as_secorder=True)
+    if problem.summands is None:
+        return problem.pack(_diagonals(problem, kind))
+    total = Total()
+    for summand in problem.summands:
+        total.add(summand.weight, _diagonals(summand.problem, kind))
+    return problem.pack(total.value)
+
+
+def _diagonals(problem: Problem, kind: str) -> list[Tensor]:
     found = _walked(problem, kind)
     diagonals = [found.get(i, torch.zeros_like(tensor)) for i, tensor in enumerate(problem.tensors)]
-    return problem.pack([diagonal.detach() for diagonal in diagonals])
+    return [diagonal.detach() for diagonal in diagonals]
 
 
 def _walked(problem: Problem, kind: str) -> dict[int, Tensor]:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from hesse.answer import AskedFlat, Options, Result, answer
+from hesse.data.loss import Loss
+from hesse.data.problem import problem_of
 from hesse.planning.plan import Plan
-from hesse.problem import from_function, from_model
+from hesse.problem import from_model
 from hesse.runtime.progress import ProgressOption
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 @overload
 def hessian_diagonal(
-    func: Callable[..., Tensor],
-    params: Any,
+    func: Callable[..., Tensor] | Loss,
+    params: Any = ...,
     v: Any = ...,
     create_graph: bool = ...,
     strict: bool = ...,
@@ -32,8 +34,8 @@ def hessian_diagonal(
 
 @overload
 def hessian_diagonal(
-    func: Callable[..., Tensor],
-    params: Any,
+    func: Callable[..., Tensor] | Loss,
+    params: Any = ...,
     v: Any = ...,
     create_graph: bool = ...,
     strict: bool = ...,
@@ -44,8 +46,8 @@ def hessian_diagonal(
 
 
 def hessian_diagonal(
-    func: Callable[..., Tensor],
-    params: Any,
+    func: Callable[..., Tensor] | Loss,
+    params: Any = None,
     v: Any = None,
     create_graph: bool = False,
     strict: bool = False,
@@ -100,7 +102,7 @@ def hessian_diagonal(
         >>> hesse.hessian_diagonal(lambda: x @ A @ x, [x])
         [tensor([4., 6.])]
     """
-    problem = from_function(func, params, argument="params", as_secorder=True)
+    problem = problem_of(func, params, argument="params", as_secorder=True)
     vectors = None if v is None else problem.unpack("v", v)
     options = Options(method, check, memory, progress, full_output, flat)
 

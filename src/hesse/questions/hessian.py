@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hesse.answer import Asked, AskedFlat, Options, Result, answer
+from hesse.data.loss import Loss
+from hesse.data.problem import problem_of
 from hesse.errors import ArgumentError
 from hesse.planning.plan import Plan
-from hesse.problem import Problem, from_function
+from hesse.problem import Problem
 from hesse.runtime.progress import ProgressOption
 from hesse.selection import Part, part_of
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
 @overload
 def hessian(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = ...,
     create_graph: bool = ...,
     strict: bool = ...,
     vectorize: bool | None = ...,
@@ -39,8 +41,8 @@ def hessian(
 
 @overload
 def hessian(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = ...,
     create_graph: bool = ...,
     strict: bool = ...,
     vectorize: bool | None = ...,
@@ -55,8 +57,8 @@ def hessian(
 
 
 def hessian(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = None,
     create_graph: bool = False,
     strict: bool = False,
     vectorize: bool | None = None,
@@ -152,13 +154,13 @@ def hessian(
         raise ArgumentError(
             "strict=True and vectorize=True are not supported together, as in torch; leave one out"
         )
-    problem = from_function(func, inputs)
+    problem = problem_of(func, inputs)
     options = Options(method, check, memory, progress, full_output, flat)
     part = part_of(problem, rows, columns, square, flat)
 
     def pack(blocks: list[list[Tensor]]) -> Any:
         if flat:
-            return _joined(blocks, problem, part)
+            return joined(blocks, problem, part)
         if part is None:
             return problem.pack([problem.pack(row) for row in blocks])
         inner = [pytree.tree_unflatten(row, part.columns.spec) for row in blocks]
@@ -167,7 +169,7 @@ def hessian(
     return answer("hessian", problem, options, pack, create_graph, strict, part)
 
 
-def _joined(blocks: list[list[Tensor]], problem: Problem, part: Part | None) -> Tensor:
+def joined(blocks: list[list[Tensor]], problem: Problem, part: Part | None) -> Tensor:
     """Blocks as one matrix."""
     if part is None:
         down = across = list(problem.sizes)
@@ -193,8 +195,8 @@ def _joined(blocks: list[list[Tensor]], problem: Problem, part: Part | None) -> 
 
 @overload
 def hessian_blocks(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = ...,
     create_graph: bool = ...,
     strict: bool = ...,
     *,
@@ -205,8 +207,8 @@ def hessian_blocks(
 
 @overload
 def hessian_blocks(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = ...,
     create_graph: bool = ...,
     strict: bool = ...,
     *,
@@ -216,8 +218,8 @@ def hessian_blocks(
 
 
 def hessian_blocks(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = None,
     create_graph: bool = False,
     strict: bool = False,
     *,
@@ -243,6 +245,6 @@ def hessian_blocks(
         {'a': tensor([[18.,  0.],
                 [ 0., 18.]]), 'b': tensor(10.)}
     """
-    problem = from_function(func, inputs)
+    problem = problem_of(func, inputs)
     options = Options(method, check, memory, progress, full_output)
     return answer("blocks", problem, options, problem.pack, create_graph, strict)

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from hesse.answer import Options, plan_for
+from hesse.data.loss import Loss
+from hesse.data.problem import problem_of
 from hesse.errors import ArgumentError
 from hesse.methods.base import Question
 from hesse.planning.plan import Plan
-from hesse.problem import from_function
 from hesse.questions.products import plan_of_product
 from hesse.selection import part_of
 
@@ -30,8 +31,8 @@ _PRODUCTS = ("hvp", "second_directional_derivative", "product")
 
 def plan(
     question: str | Callable[..., Any],
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = None,
     *,
     method: str | Plan = "auto",
     check: bool | str = True,
@@ -81,12 +82,12 @@ def plan(
     if name in _PRODUCTS:
         if rows is not None or columns is not None or square:
             raise ArgumentError(f"rows, columns and square choose a part of the hessian, met {name}")
-        return plan_of_product(from_function(func, inputs), memory)
+        return plan_of_product(problem_of(func, inputs), memory)
     known = _ASKED.get(name)
     if known is None:
         raise ArgumentError(f"question must be one of {', '.join((*_ASKED, *_PRODUCTS))}, met {question!r}")
     diagonal = known == "diagonal"
-    problem = from_function(func, inputs, "params" if diagonal else "inputs", as_secorder=diagonal)
+    problem = problem_of(func, inputs, "params" if diagonal else "inputs", as_secorder=diagonal)
     part = part_of(problem, rows, columns, square, flat)
     if part is not None and known != "hessian":
         raise ArgumentError(f"rows, columns and square choose a part of the hessian, met the {known}")

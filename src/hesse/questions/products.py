@@ -5,25 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.checks.differences import require_graph
-from hesse.errors import ArgumentError, NonFiniteWarning, warn
-from hesse.look.evaluation import evaluated, evaluated_plainly, glanced, remark, require_deterministic
+from hesse.data.loss import Loss
+from hesse.data.problem import problem_of
+from hesse.errors import ArgumentError, BudgetError, NonFiniteWarning, warn
+from hesse.look.evaluation import (
+    Evaluation,
+    evaluated,
+    evaluated_plainly,
+    glanced,
+    remark,
+    require_deterministic,
+)
 from hesse.look.finite import first_non_finite, is_finite
+from hesse.look.gauss_newton import gradient_of
 from hesse.look.gradient import Gradient, on_the_graph, require_influence
 from hesse.look.learned import Learned
 from hesse.look.meter import Meter
 from hesse.planning.plan import Estimate, Plan, Share
-from hesse.problem import Problem, from_function
+from hesse.problem import Problem, Summand
 from hesse.questions.trace import total
 from hesse.runtime import random_state
 from hesse.runtime.batches import stacks
 from hesse.runtime.chunks import ChunkSize
-from hesse.runtime.memory import Budget, bytes_per_column
+from hesse.runtime.memory import Budget, bytes_per_column, show
 from hesse.runtime.plain import plain_calls
 from hesse.runtime.progress import Progress, ProgressOption
 from hesse.runtime.random_state import random_state_kept
@@ -31,8 +42,8 @@ from hesse.runtime.room import Room
 
 
 def hvp(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = None,
     v: Any = None,
     create_graph: bool = False,
     strict: bool = False,
@@ -79,24 +90,22 @@ def hvp(
         tensor([[4., 2.],
                 [2., 0.]])
     """
-    problem = from_function(func, inputs)
+    problem, v = _asked(func, inputs, v)
     if v is None:
         v = problem.pack(_one(problem))
     elif flat:
         v = problem.split("v", v)
     vectors, count = problem.unpack_many("v", v)
-    plain = None if create_graph or strict else _plain(problem, method)
-    if count is None:
-        products = _product(problem, vectors, create_graph, strict, plain)
-    else:
-        products = _products(problem, vectors, count, create_graph, strict, memory, progress)
-    return problem.flat(products, lead=int(count is not None)) if flat else problem.pack(products)
+    found = multiplied(
+        problem, vectors, count, create_graph, strict, memory, progress, Practice(_learned(problem, method))
+    )
+    return problem.flat(found, lead=int(count is not None)) if flat else problem.pack(found)
 
 
 def second_directional_derivative(
-    func: Callable[..., Tensor],
-    inputs: Any,
-    v: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = None,
+    v: Any = None,
     create_graph: bool = False,
     *,
     method: Plan | str = "auto",
@@ -125,10 +134,10 @@ def second_directional_derivative(
         >>> torch.allclose(along, -x[0].sin())
         True
     """
-    problem = from_function(func, inputs)
+    problem, v = _asked(func, inputs, v)
     vectors = problem.unpack("v", v)
-    plain = None if create_graph else _plain(problem, method)
-    products = _product(problem, vectors, create_graph, strict=False, plain=plain)
+    practice = Practice(_learned(problem, method))
+    products = multiplied(problem, vectors, None, create_graph, practice=practice)
     wide = [torch.promote_types(vector.dtype, torch.float32) for vector in vectors]
     return total(
         [p.to(dtype) * vector.to(dtype) for p, vector, dtype in zip(products, vectors, wide, strict=True)]
@@ -154,17 +163,18 @@ def plan_of_product(problem: Problem, memory: int | str | None) -> Plan:
         for name, tensor in zip(problem.names, problem.tensors, strict=True)
     )
     size = sum(tensor.nbytes for tensor in problem.tensors)
-    with _differentiable(problem, create_graph=False, strict=False) as gradient:
-        assert gradient is not None
-        random = random_state.current().used
-        plain = None if random or gradient.evaluation.customs else plain_calls(gradient.evaluation.watch)
+    if problem.summands is not None:
+        problem = next(iter(problem.summands)).problem
+    practice = Practice()
+    with _differentiable(problem, False, False, practice) as gradient:
         meter = Meter(gradient, Budget(memory, problem.tensors[0].device), size)
         last = max(map(gradient.made, range(len(problem.tensors))))
         cost = meter.products(1, 0, last, meter.column, limit=1)
+    known = practice.learned
     return Plan(
         question="product",
         method="dense",
-        reason="a double backward" + (", without isolation" if plain is not None else ""),
+        reason="a double backward" + (", without isolation" if known and known.plain is not None else ""),
         passes=1,
         check_passes=0,
         flops=cost.flops,
@@ -173,18 +183,94 @@ def plan_of_product(problem: Problem, memory: int | str | None) -> Plan:
         seconds=cost.seconds + meter.product,
         estimates=(Estimate("dense", None, 1, cost.flops, size + cost.bytes, cost.seconds + meter.product),),
         shares=shares,
-        learned=Learned(gradient.evaluation.seconds, recorded=False, plain=plain),
+        learned=known,
     )
 
 
-def _plain(problem: Problem, method: Plan | str) -> frozenset[str] | None:
-    """What the function of a plan calls, where that needs no isolation."""
+def _asked(func: Any, inputs: Any, v: Any) -> tuple[Problem, Any]:
+    """The problem, and the vector; of a loss over data, which knows its inputs, that comes second."""
+    if isinstance(func, Loss):
+        return problem_of(func, None), inputs if v is None else v
+    return problem_of(func, inputs), v
+
+
+def _learned(problem: Problem, method: Plan | str) -> Learned | None:
+    """What a plan knows of the function."""
     if isinstance(method, Plan):
         method.require_fit("product", problem)
-        return method.learned.plain if method.learned else None
+        return method.learned
     if method not in ("auto", "dense"):
         raise ArgumentError(f'method must be "auto", "dense" or a Plan for products, met {method!r}')
     return None
+
+
+@dataclass
+class Practice:
+    """What products with a function have taught, for those that follow.
+
+    Attributes:
+        learned: what it calls, where none of that needs isolation; None before the first one.
+        size: of chunks of many vectors, the one that paid.
+    """
+
+    learned: Learned | None = None
+    size: int = 0
+
+    def learn(self, evaluation: Evaluation) -> None:
+        """From an evaluation in isolation, unless something is known."""
+        if self.learned is None:
+            needed = random_state.current().used or evaluation.customs
+            plain = None if needed else plain_calls(evaluation.watch)
+            self.learned = Learned(evaluation.seconds, recorded=False, plain=plain)
+
+    def evaluated(self, problem: Problem) -> Evaluation | None:
+        """An evaluation without isolation, of a function that is known to need none."""
+        plain = self.learned.plain if self.learned else None
+        return None if plain is None else evaluated_plainly(problem, plain)
+
+
+def multiplied(
+    problem: Problem,
+    vectors: Sequence[Tensor],
+    count: int | None = None,
+    create_graph: bool = False,
+    strict: bool = False,
+    memory: int | str | None = None,
+    progress: ProgressOption = False,
+    practice: Practice | None = None,
+    into: Sequence[Tensor] = (),
+) -> list[Tensor]:
+    """Products of the Hessian with a vector or, by a leading dimension of all tensors, with `count` of them.
+
+    Over the summands of a sum, all vectors are taken with one after the other. `into`: zeros that products
+    with many are added to.
+    """
+    practice = practice or Practice()
+    if not problem.tensors:
+        return []
+    if count is None and problem.summands is None:
+        return _product(problem, vectors, create_graph, strict, practice)
+    budget, size = Budget(memory, problem.tensors[0].device), sum(vector.nbytes for vector in vectors)
+    if count is not None and size > budget.total:
+        raise BudgetError(
+            f"the products with {count:,} vectors take {show(size)}, the memory budget is "
+            f"{show(budget.total)}; take fewer vectors at a time, or raise memory="
+        )
+    wide = [torch.promote_types(v.dtype, torch.float32) if problem.summands else v.dtype for v in vectors]
+    sums = list(into) or [torch.empty_like(v, dtype=d).zero_() for v, d in zip(vectors, wide, strict=True)]
+    with Progress(progress) as told:
+        told.expect(count if problem.summands is None and count is not None else len(problem.summands or ()))
+        for summand in problem.summands or [Summand(1.0, problem, None)]:
+            if count is None:
+                parts = _product(summand.problem, vectors, create_graph, strict, practice, check=False)
+                _add(sums, slice(None), parts, summand.weight, create_graph)
+            else:
+                within = None if problem.summands else told
+                _add_products(summand, vectors, sums, budget, create_graph, strict, practice, within)
+            if problem.summands:
+                told.advance(chunks=1)
+    _require_finite(problem, sums)
+    return [one.to(vector.dtype) for one, vector in zip(sums, vectors, strict=True)]
 
 
 def _product(
@@ -192,74 +278,101 @@ def _product(
     vectors: Sequence[Tensor],
     create_graph: bool,
     strict: bool,
-    plain: frozenset[str] | None,
+    practice: Practice,
+    check: bool = True,
 ) -> list[Tensor]:
-    """The product with one vector, after which the graph is gone; `plain`: see `plain_calls`."""
+    """The product with one vector, after which the graph is gone; `check`: that it is finite."""
     everything = range(len(vectors))
-    evaluation = None if plain is None else evaluated_plainly(problem, plain)
+    evaluation = None if create_graph or strict else practice.evaluated(problem)
     if evaluation is not None:
-        products = Gradient(evaluation).product(vectors, everything, everything, last=True)
-        if math.isfinite(total(products).item()):
+        products = gradient_of(evaluation).product(vectors, everything, everything, last=True)
+        if not check or math.isfinite(total(products).item()):
             return products
-    with _differentiable(problem, create_graph, strict) as gradient:
-        if gradient is None:
-            return []
+    with _differentiable(problem, create_graph, strict, practice) as gradient:
         products = gradient.product(vectors, everything, everything, create_graph, last=True)
-        _finished(problem, gradient, products)
+        if check:
+            _warn_of_non_finite(problem, gradient, products)
         return on_the_graph(products, gradient.leaves) if create_graph else products
 
 
-def _products(
-    problem: Problem,
+def _add_products(
+    summand: Summand,
     vectors: Sequence[Tensor],
-    count: int,
+    sums: list[Tensor],
+    budget: Budget,
     create_graph: bool,
     strict: bool,
-    memory: int | str | None,
-    progress: ProgressOption,
-) -> list[Tensor]:
-    """Products with many vectors, [k, *shape] for every tensor."""
-    everything = range(len(vectors))
-    budget = Budget(memory, problem.tensors[0].device)
-    with Progress(progress) as told, _differentiable(problem, create_graph, strict) as gradient:
-        assert gradient is not None
+    practice: Practice,
+    told: Progress | None,
+) -> None:
+    """Add the products with many vectors, as many at a time as are fast and fit."""
+    everything, count = range(len(vectors)), len(vectors[0])
+
+    def add(gradient: Gradient) -> None:
         width = sum(vector.nbytes for vector in vectors) // max(1, count)
         column = bytes_per_column([part for part in gradient.parts if part is not None])
-        room = Room(budget.left() - count * width, column + width, budget.in_use)
-        told.expect(count)
+        room = Room(budget.left(), column + width, budget.in_use)
+        chunks = ChunkSize(room, count, gradient.evaluation.seconds, known=practice.size)
         made = stacks(
             lambda *some: gradient.product(some, everything, everything, create_graph),
             lambda numbers: [vector[numbers.start : numbers.stop] for vector in vectors],
             count,
-            ChunkSize(room, count, gradient.evaluation.seconds),
-            told,
+            chunks,
+            told or Progress(False),
         )
-        parts = [list(some) for _, some in made]
-        products = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
-        products = products or [vector.clone() for vector in vectors]  # of no vectors
-        _finished(problem, gradient, products)
-        return on_the_graph(products, gradient.leaves) if create_graph else products
+        for numbers, parts in made:
+            some = on_the_graph(list(parts), gradient.leaves) if create_graph else parts
+            _add(sums, slice(numbers.start, numbers.stop), some, summand.weight, create_graph)
+        practice.size = chunks.best
+
+    evaluation = None if create_graph or strict else practice.evaluated(summand.problem)
+    if evaluation is not None:
+        add(gradient_of(evaluation))
+        return
+    with _differentiable(summand.problem, create_graph, strict, practice) as gradient:
+        add(gradient)
+
+
+def _add(sums: list[Tensor], rows: slice, parts: Sequence[Tensor], weight: float, graph: bool) -> None:
+    """Add to rows of sums, in place unless they are on a graph."""
+    for i, part in enumerate(parts):
+        if graph:
+            sums[i] = sums[i].clone()
+        sums[i][rows].add_(part.to(sums[i].dtype), alpha=weight)
 
 
 @contextmanager
-def _differentiable(problem: Problem, create_graph: bool, strict: bool) -> Iterator[Gradient | None]:
-    """The gradient for products; None where there is nothing to differentiate by."""
-    if not problem.tensors:
-        yield None
-        return
+def _differentiable(
+    problem: Problem, create_graph: bool, strict: bool, practice: Practice
+) -> Iterator[Gradient]:
+    """The gradient for products."""
     with random_state_kept() as random_numbers:
         with evaluated(problem, strict, create_graph) as evaluation:
-            gradient = Gradient(evaluation)
+            gradient = gradient_of(evaluation)
             remark(evaluation)
             require_graph(problem, gradient, strict, once=True)
             if strict:
                 require_influence(problem, gradient, curved=True)
             yield gradient
+            practice.learn(evaluation)
         if random_numbers.used:  # they may be what the function depends on (dropout)
             require_deterministic(gradient.value, glanced(problem).value)
 
 
-def _finished(problem: Problem, gradient: Gradient, products: Sequence[Tensor]) -> None:
+def _require_finite(problem: Problem, products: Sequence[Tensor]) -> None:
+    """Warn of products of a sum that are not finite, and why."""
+    if math.isfinite(total(products).item()) or all(map(is_finite, products)):
+        return
+    trouble = None
+    for summand in problem.summands or [Summand(1.0, problem, None)]:
+        with _differentiable(summand.problem, False, False, Practice()) as gradient:
+            trouble = first_non_finite(summand.problem, gradient)
+        if trouble:
+            break
+    warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")
+
+
+def _warn_of_non_finite(problem: Problem, gradient: Gradient, products: Sequence[Tensor]) -> None:
     """Warn of what is not finite."""
     # A sum is the cheapest test; if it overflows, the second test finds nothing.
     if not math.isfinite(total(products).item()) and not all(map(is_finite, products)):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hesse.answer import Asked, Options, Result, answer
+from hesse.data.loss import Loss
+from hesse.data.problem import problem_of
 from hesse.planning.plan import Plan
-from hesse.problem import from_function
 from hesse.runtime.progress import ProgressOption
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 @overload
 def hessian_trace(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = ...,
     *,
     create_graph: bool = ...,
     strict: bool = ...,
@@ -32,8 +33,8 @@ def hessian_trace(
 
 @overload
 def hessian_trace(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = ...,
     *,
     create_graph: bool = ...,
     strict: bool = ...,
@@ -43,8 +44,8 @@ def hessian_trace(
 
 
 def hessian_trace(
-    func: Callable[..., Tensor],
-    inputs: Any,
+    func: Callable[..., Tensor] | Loss,
+    inputs: Any = None,
     *,
     create_graph: bool = False,
     strict: bool = False,
@@ -67,7 +68,7 @@ def hessian_trace(
         >>> hesse.hessian_trace(lambda x: (2 * x**3 - x**2).sum(), torch.tensor([2.0, 3.0, 4.0]))
         tensor(102.)
     """
-    problem = from_function(func, inputs, as_secorder=True)
+    problem = problem_of(func, inputs, as_secorder=True)
     options = Options(method, check, memory, progress, full_output)
     return answer("diagonal", problem, options, total, create_graph, strict)
 

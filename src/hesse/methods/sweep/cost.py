@@ -152,7 +152,7 @@ class _SketchedWalk:
             for term in touched:
                 self._pull(term, site)
             terms = [term for term in terms if term.values]
-            if site.inputs:
+            if site.inputs and not step.straight:
                 added = site.second.forecast()
                 terms += [
                     _Sketch(set(values), self._across(values), self._width(values[0]), diagonal=True)

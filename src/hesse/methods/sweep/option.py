@@ -69,7 +69,7 @@ def run_of(ask: Ask) -> Run:
     def run(progress: Progress, check: bool, products: Products) -> Found:
         tape, gradient, leaves = ask.gradient.tape, ask.gradient, frozenset(ask.planned)
         assert tape is not None
-        route = route_of(tape, gradient.value, gradient.batch_dims, leaves)
+        route = route_of(tape, gradient.value, gradient.batch_dims, leaves, gradient.output)
         chunks = len(route.chunks(ask.chunk))
         if chunks > 1:
             progress.expect(chunks)
@@ -125,7 +125,7 @@ def _keeping(ask: Ask, live: Set[int]) -> _Sweep:
     """The sweep that may keep these leaves alive."""
     gradient, meter = ask.gradient, ask.meter
     assert gradient.tape is not None
-    route = route_of(gradient.tape, gradient.value, gradient.batch_dims, live)
+    route = route_of(gradient.tape, gradient.value, gradient.batch_dims, live, gradient.output)
     taken = costs.cost(route, meter.room, blocks=ask.question == "blocks")
     width = gradient.value.element_size()
     kept = {

@@ -32,12 +32,14 @@ class Step:
         entries: where parameters enter it that have no other uses, but for penalties.
         uses: where leaves that are alive enter it.
         penalties: where penalties on parameters are added that are read elsewhere.
+        straight: it is taken for linear, as what leads to the output of a model that is.
     """
 
     site: Site
     entries: list[Entry] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
     penalties: list[Use] = field(default_factory=list)
+    straight: bool = False
 
 
 @dataclass(eq=False)
@@ -109,7 +111,11 @@ class Route:
 
 
 def route_of(
-    tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None], live: Set[int] = frozenset()
+    tape: Recorder,
+    value: Tensor,
+    samples: Mapping[Value, Samples | None],
+    live: Set[int] = frozenset(),
+    output: Value | None = None,
 ) -> Route:
     """Find the route from the loss to the parameters.
 
@@ -118,6 +124,7 @@ def route_of(
         value: the loss.
         samples: where they are in every value of the tape; None for values that have nothing to do with them.
         live: the leaves that may be kept alive, where their curvature cannot be read in one place.
+        output: of a model that is taken for linear, if one is; parameters enter before it alone.
 
     Raises:
         NoStructure: the function does not have the structure; the message is a reason for the plan.
@@ -126,7 +133,7 @@ def route_of(
     for allowed, route in known:
         if allowed >= live >= route.live:
             return route
-    known.append((live, _route(tape, value, samples, live)))
+    known.append((live, _route(tape, value, samples, live, output)))
     return known[-1][1]
 
 
@@ -134,7 +141,13 @@ def route_of(
 _ROUTES: WeakKeyDictionary[Recorder, list[tuple[Set[int], Route]]] = WeakKeyDictionary()
 
 
-def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None], live: Set[int]) -> Route:
+def _route(
+    tape: Recorder,
+    value: Tensor,
+    samples: Mapping[Value, Samples | None],
+    live: Set[int],
+    output: Value | None,
+) -> Route:
     loss = tape.value_of(value)
     if tape.hidden:
         raise NoStructure(tape.hidden)
@@ -142,9 +155,14 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
     if any(v.tensor.dtype != value.dtype for call in calls for v in (*call.inputs.values(), *call.outputs)):
         raise NoStructure("values are of different dtypes")
     batch_dims = _placed(calls, samples)
-    leaves, lost = entering(calls, batch_dims)
-    penalties = set() if lost else penal(calls, batch_dims)
-    steps, depends = _taken_out(calls, penalties, batch_dims, live)
+    model = calls if output is None else leading_to(output, calls)
+    leaves, lost = entering(model, batch_dims)
+    penalties = set() if lost or output is not None else penal(calls, batch_dims)
+    steps, depends = _taken_out(calls, model, penalties, batch_dims, live)
+    if output is not None:
+        linear = set(model)
+        for step in steps:
+            step.straight = step.site.call in linear
     if not any(step.entries or step.uses for step in steps):
         raise NoStructure("no parameter enters linearly, and only once, where samples are apart")
     _penalise(steps, leaves)
@@ -154,17 +172,24 @@ def _route(tape: Recorder, value: Tensor, samples: Mapping[Value, Samples | None
 
 
 def _taken_out(
-    calls: Sequence[Call], penalties: Set[Call], batch_dims: Mapping[Value, Samples], live: Set[int]
+    calls: Sequence[Call],
+    model: Sequence[Call],
+    penalties: Set[Call],
+    batch_dims: Mapping[Value, Samples],
+    live: Set[int],
 ) -> tuple[list[Step], dict[Value, Set[int]]]:
-    """The calls that curvature is carried through, in their order, and the live leaves behind each value."""
-    counted = Counter(value for call in calls if call not in penalties for value in call.inputs.values())
-    alive = Uses(calls, batch_dims, live)
+    """The calls that curvature is carried through, in their order, and the live leaves behind each value.
+
+    `model`: those of them that parameters may enter.
+    """
+    counted = Counter(value for call in model if call not in penalties for value in call.inputs.values())
+    alive, entered = Uses(model, batch_dims, live), set(model)
     depends: dict[Value, Set[int]] = {}
     steps = []
     for call in calls:
         inputs = [value for value in dict.fromkeys(call.inputs.values()) if value in depends]
         step = Step(site_of(call, inputs, batch_dims))
-        step.entries = list(entries(step.site, counted))
+        step.entries = list(entries(step.site, counted)) if call in entered else []
         own = {leaf for entry in step.entries for leaf in entry.leaves}
         step.uses = [use for use in alive.of(step.site) if own.isdisjoint(use.leaves)]
         penalised = call not in penalties and any(v.source in penalties for v in call.inputs.values())
@@ -181,7 +206,7 @@ def _penalise(steps: Sequence[Step], entering: Mapping[Call, Sequence[Value]]) -
     read = {leaf for step in steps for entry in step.entries for leaf in entry.leaves}
     for step in steps:
         elsewhere = read.difference(*(entry.leaves for entry in step.entries))
-        added = [leaf for leaf in dict.fromkeys(entering[step.site.call]) if leaf.leaf in elsewhere]
+        added = [leaf for leaf in dict.fromkeys(entering.get(step.site.call, ())) if leaf.leaf in elsewhere]
         step.penalties = [Use(leaf, step.site) for leaf in added]
         step.uses = [use for use in step.uses if read.isdisjoint(use.leaves)]
 

@@ -75,9 +75,8 @@ def run(
 def _narrowed(step: Step, guesses: Mapping[int, Guess], chunk: Chunk) -> Step:
     call = chunk.call(step.site.call, guesses)
     inputs = [chunk.value(value) for value in step.site.inputs]
-    return Step(
-        site_of(call, inputs, chunk.samples), [entry.narrowed(chunk.numbers) for entry in step.entries]
-    )
+    entries = [entry.narrowed(chunk.numbers) for entry in step.entries]
+    return Step(site_of(call, inputs, chunk.samples), entries, straight=step.straight)
 
 
 def _walk(
@@ -101,16 +100,19 @@ def _walk(
         for entry in step.entries:
             take(entry, curvature.at(site.outputs[0]))
         given = [adjoints.pop(value, None) for value in site.outputs]
+        if step.straight:  # without adjoints there is no second-order part, here and before
+            given = [None] * len(given)
         for use in step.uses:
             live.enter(use, curvature, given)
         for use in step.penalties:
             live.penalise(use, given)
         live.pull(site)
         _pull_curvature(site, curvature)
-        if site.inputs:
+        if site.inputs and not step.straight:
             for piece in site.second.against(given):
                 for term in terms_of(piece):
                     curvature.add(term)
+        if site.inputs and any(g is not None for g in given):
             columns = [None if g is None else g.unsqueeze(0) for g in given]
             for value, stack in site.first.pull(columns).items():
                 adjoints[value] = adjoints[value] + stack[0] if value in adjoints else stack[0]

@@ -17,6 +17,7 @@ ROOMS = (
     "data",
     "answer",
     "work",
+    "products",
     "planning",
     "checks",
     "methods",

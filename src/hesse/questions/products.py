@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.checks.differences import require_graph
 from hesse.data.loss import Loss
 from hesse.data.problem import problem_of
-from hesse.errors import ArgumentError, BudgetError, NonFiniteWarning, warn
-from hesse.look.evaluation import (
-    Evaluation,
-    evaluated,
-    evaluated_plainly,
-    glanced,
-    remark,
-    require_deterministic,
-)
-from hesse.look.finite import first_non_finite, is_finite
-from hesse.look.gauss_newton import gradient_of
-from hesse.look.gradient import Gradient, on_the_graph, require_influence
+from hesse.errors import ArgumentError
 from hesse.look.learned import Learned
 from hesse.look.meter import Meter
 from hesse.planning.plan import Estimate, Plan, Share
-from hesse.problem import Problem, Summand
-from hesse.questions.trace import total
-from hesse.runtime import random_state
-from hesse.runtime.batches import stacks
-from hesse.runtime.chunks import ChunkSize
-from hesse.runtime.memory import Budget, bytes_per_column, show
-from hesse.runtime.plain import plain_calls
-from hesse.runtime.progress import Progress, ProgressOption
-from hesse.runtime.random_state import random_state_kept
-from hesse.runtime.room import Room
+from hesse.problem import Problem
+from hesse.products import Practice, differentiable, multiplied
+from hesse.runtime.memory import Budget
+from hesse.runtime.progress import ProgressOption
+from hesse.runtime.total import total
 
 
 def hvp(
@@ -166,7 +146,7 @@ def plan_of_product(problem: Problem, memory: int | str | None) -> Plan:
     if problem.summands is not None:
         problem = next(iter(problem.summands)).problem
     practice = Practice()
-    with _differentiable(problem, False, False, practice) as gradient:
+    with differentiable(problem, False, False, practice) as gradient:
         meter = Meter(gradient, Budget(memory, problem.tensors[0].device), size)
         last = max(map(gradient.made, range(len(problem.tensors))))
         cost = meter.products(1, 0, last, meter.column, limit=1)
@@ -202,179 +182,3 @@ def _learned(problem: Problem, method: Plan | str) -> Learned | None:
     if method not in ("auto", "dense"):
         raise ArgumentError(f'method must be "auto", "dense" or a Plan for products, met {method!r}')
     return None
-
-
-@dataclass
-class Practice:
-    """What products with a function have taught, for those that follow.
-
-    Attributes:
-        learned: what it calls, where none of that needs isolation; None before the first one.
-        size: of chunks of many vectors, the one that paid.
-    """
-
-    learned: Learned | None = None
-    size: int = 0
-
-    def learn(self, evaluation: Evaluation) -> None:
-        """From an evaluation in isolation, unless something is known."""
-        if self.learned is None:
-            needed = random_state.current().used or evaluation.customs
-            plain = None if needed else plain_calls(evaluation.watch)
-            self.learned = Learned(evaluation.seconds, recorded=False, plain=plain)
-
-    def evaluated(self, problem: Problem) -> Evaluation | None:
-        """An evaluation without isolation, of a function that is known to need none."""
-        plain = self.learned.plain if self.learned else None
-        return None if plain is None else evaluated_plainly(problem, plain)
-
-
-def multiplied(
-    problem: Problem,
-    vectors: Sequence[Tensor],
-    count: int | None = None,
-    create_graph: bool = False,
-    strict: bool = False,
-    memory: int | str | None = None,
-    progress: ProgressOption = False,
-    practice: Practice | None = None,
-    into: Sequence[Tensor] = (),
-) -> list[Tensor]:
-    """Products of the Hessian with a vector or, by a leading dimension of all tensors, with `count` of them.
-
-    Over the summands of a sum, all vectors are taken with one after the other. `into`: zeros that products
-    with many are added to.
-    """
-    practice = practice or Practice()
-    if not problem.tensors:
-        return []
-    if count is None and problem.summands is None:
-        return _product(problem, vectors, create_graph, strict, practice)
-    budget, size = Budget(memory, problem.tensors[0].device), sum(vector.nbytes for vector in vectors)
-    if count is not None and size > budget.total:
-        raise BudgetError(
-            f"the products with {count:,} vectors take {show(size)}, the memory budget is "
-            f"{show(budget.total)}; take fewer vectors at a time, or raise memory="
-        )
-    wide = [torch.promote_types(v.dtype, torch.float32) if problem.summands else v.dtype for v in vectors]
-    sums = list(into) or [torch.empty_like(v, dtype=d).zero_() for v, d in zip(vectors, wide, strict=True)]
-    with Progress(progress) as told:
-        told.expect(count if problem.summands is None and count is not None else len(problem.summands or ()))
-        for summand in problem.summands or [Summand(1.0, problem, None)]:
-            if count is None:
-                parts = _product(summand.problem, vectors, create_graph, strict, practice, check=False)
-                _add(sums, slice(None), parts, summand.weight, create_graph)
-            else:
-                within = None if problem.summands else told
-                _add_products(summand, vectors, sums, budget, create_graph, strict, practice, within)
-            if problem.summands:
-                told.advance(chunks=1)
-    _require_finite(problem, sums)
-    return [one.to(vector.dtype) for one, vector in zip(sums, vectors, strict=True)]
-
-
-def _product(
-    problem: Problem,
-    vectors: Sequence[Tensor],
-    create_graph: bool,
-    strict: bool,
-    practice: Practice,
-    check: bool = True,
-) -> list[Tensor]:
-    """The product with one vector, after which the graph is gone; `check`: that it is finite."""
-    everything = range(len(vectors))
-    evaluation = None if create_graph or strict else practice.evaluated(problem)
-    if evaluation is not None:
-        products = gradient_of(evaluation).product(vectors, everything, everything, last=True)
-        if not check or math.isfinite(total(products).item()):
-            return products
-    with _differentiable(problem, create_graph, strict, practice) as gradient:
-        products = gradient.product(vectors, everything, everything, create_graph, last=True)
-        if check:
-            _warn_of_non_finite(problem, gradient, products)
-        return on_the_graph(products, gradient.leaves) if create_graph else products
-
-
-def _add_products(
-    summand: Summand,
-    vectors: Sequence[Tensor],
-    sums: list[Tensor],
-    budget: Budget,
-    create_graph: bool,
-    strict: bool,
-    practice: Practice,
-    told: Progress | None,
-) -> None:
-    """Add the products with many vectors, as many at a time as are fast and fit."""
-    everything, count = range(len(vectors)), len(vectors[0])
-
-    def add(gradient: Gradient) -> None:
-        width = sum(vector.nbytes for vector in vectors) // max(1, count)
-        column = bytes_per_column([part for part in gradient.parts if part is not None])
-        room = Room(budget.left(), column + width, budget.in_use)
-        chunks = ChunkSize(room, count, gradient.evaluation.seconds, known=practice.size)
-        made = stacks(
-            lambda *some: gradient.product(some, everything, everything, create_graph),
-            lambda numbers: [vector[numbers.start : numbers.stop] for vector in vectors],
-            count,
-            chunks,
-            told or Progress(False),
-        )
-        for numbers, parts in made:
-            some = on_the_graph(list(parts), gradient.leaves) if create_graph else parts
-            _add(sums, slice(numbers.start, numbers.stop), some, summand.weight, create_graph)
-        practice.size = chunks.best
-
-    evaluation = None if create_graph or strict else practice.evaluated(summand.problem)
-    if evaluation is not None:
-        add(gradient_of(evaluation))
-        return
-    with _differentiable(summand.problem, create_graph, strict, practice) as gradient:
-        add(gradient)
-
-
-def _add(sums: list[Tensor], rows: slice, parts: Sequence[Tensor], weight: float, graph: bool) -> None:
-    """Add to rows of sums, in place unless they are on a graph."""
-    for i, part in enumerate(parts):
-        if graph:
-            sums[i] = sums[i].clone()
-        sums[i][rows].add_(part.to(sums[i].dtype), alpha=weight)
-
-
-@contextmanager
-def _differentiable(
-    problem: Problem, create_graph: bool, strict: bool, practice: Practice
-) -> Iterator[Gradient]:
-    """The gradient for products."""
-    with random_state_kept() as random_numbers:
-        with evaluated(problem, strict, create_graph) as evaluation:
-            gradient = gradient_of(evaluation)
-            remark(evaluation)
-            require_graph(problem, gradient, strict, once=True)
-            if strict:
-                require_influence(problem, gradient, curved=True)
-            yield gradient
-            practice.learn(evaluation)
-        if random_numbers.used:  # they may be what the function depends on (dropout)
-            require_deterministic(gradient.value, glanced(problem).value)
-
-
-def _require_finite(problem: Problem, products: Sequence[Tensor]) -> None:
-    """Warn of products of a sum that are not finite, and why."""
-    if math.isfinite(total(products).item()) or all(map(is_finite, products)):
-        return
-    trouble = None
-    for summand in problem.summands or [Summand(1.0, problem, None)]:
-        with _differentiable(summand.problem, False, False, Practice()) as gradient:
-            trouble = first_non_finite(summand.problem, gradient)
-        if trouble:
-            break
-    warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")
-
-
-def _warn_of_non_finite(problem: Problem, gradient: Gradient, products: Sequence[Tensor]) -> None:
-    """Warn of what is not finite."""
-    # A sum is the cheapest test; if it overflows, the second test finds nothing.
-    if not math.isfinite(total(products).item()) and not all(map(is_finite, products)):
-        trouble = first_non_finite(problem, gradient)
-        warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import torch
 from torch import Tensor
 
 from hesse.answer import Asked, Options, Result, answer
@@ -14,6 +12,7 @@ from hesse.data.loss import Loss
 from hesse.data.problem import problem_of
 from hesse.planning.plan import Plan
 from hesse.runtime.progress import ProgressOption
+from hesse.runtime.total import total
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,9 +70,3 @@ def hessian_trace(
     problem = problem_of(func, inputs, as_secorder=True)
     options = Options(method, check, memory, progress, full_output)
     return answer("diagonal", problem, options, total, create_graph, strict)
-
-
-def total(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum over all elements of all tensors, in float32 at least."""
-    sums = (t.sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors)
-    return reduce(torch.add, sums, torch.zeros(()))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hesse.answer import Result
-from hesse.questions.trace import total
+from hesse.runtime.total import total
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hesse.answer import Result
-from hesse.questions.trace import total
 from hesse.report.named import NamedResult
+from hesse.runtime.total import total
 
 _MOST_EIGENVALUES = 2000  # up to this many coordinates a table waits for the eigenvalues
 

@@ -1,7 +1,9 @@
-"""A weighted sum of containers of tensors, one after the other."""
+"""Sums: of all elements of tensors, and of containers of tensors one after the other."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -35,3 +37,9 @@ class Total:
         """The sum, in the dtypes of what was added."""
         parts = [one.to(part.dtype) for one, part in zip(self._sums, self._like, strict=True)]
         return pytree.tree_unflatten(parts, self._spec)
+
+
+def total(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum over all elements of all tensors, in float32 at least."""
+    sums = (t.sum(dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+    return reduce(torch.add, sums, torch.zeros(()))

@@ -22,10 +22,11 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# BackPACK asks for torchvision, which it does not use here and which would replace torch.
+# BackPACK asks for torchvision, which it does not use here and which would replace torch; curvlinops for BackPACK.
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
-		backpack-for-pytorch einops einconv unfoldNd
+		backpack-for-pytorch curvlinops-for-pytorch einops einconv unfoldNd linear_operator jaxtyping \
+		wadler_lindig opt_einsum
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
 

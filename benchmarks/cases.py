@@ -265,12 +265,14 @@ def transformer() -> Classifier:
     return _classifier(_Pooled(body, 12, 3), torch.randn(16, 8, 12), 3)
 
 
-def two_layer_transformer() -> Classifier:
+def transformer_of(width: int, heads: int, hidden: int, tokens: int, samples: int) -> Classifier:
+    """Two encoder layers on learned positions."""
     layers = (
-        nn.TransformerEncoderLayer(16, 2, 64, dropout=0.0, activation="gelu", batch_first=True)
+        nn.TransformerEncoderLayer(width, heads, hidden, dropout=0.0, activation="gelu", batch_first=True)
         for _ in range(2)
     )
-    return _classifier(_Pooled(nn.Sequential(_Positions(8, 16), *layers), 16, 10), torch.randn(16, 8, 16), 10)
+    model = _Pooled(nn.Sequential(_Positions(tokens, width), *layers), width, 10)
+    return _classifier(model, torch.randn(samples, tokens, width), 10)
 
 
 def lstm() -> Classifier:
@@ -381,7 +383,7 @@ DEEP_MLPS = (
 TRANSFORMER_2 = Case(
     "transformer-2",
     "two TransformerEncoderLayers of width 16, 2 heads, gelu, learned positions, 16 sequences of 8 tokens",
-    two_layer_transformer,
+    partial(transformer_of, width=16, heads=2, hidden=64, tokens=8, samples=16),
     *_ELEMENTARY_ATTENTION,
     sample=16,
 )

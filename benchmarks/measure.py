@@ -25,7 +25,7 @@ NOT_INSTALLED = "not installed"
 _ENOUGH = 5.0  # seconds after which a contestant is not asked again
 _PEAK_RUNS = 3
 _LONG = 1.0  # seconds from which one run has to do for the peak
-_PEERS = ("torch-secorder", "backpack-for-pytorch")
+_PEERS = ("torch-secorder", "backpack-for-pytorch", "curvlinops-for-pytorch")
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,37 @@ def _one_line(error: Exception) -> str:
     text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))
     text = re.sub(r"(/[\w.+-]+){2,}", "(path)", text)
     return f"{type(error).__name__}: {text[:160]}"
+
+
+def record_of(found: Measurement) -> dict[str, Any]:
+    """What is kept of a contestant's times, or its error."""
+    if found.error:
+        return {"error": found.error}
+    record = {
+        "seconds": found.seconds,
+        "fastest": min(found.times),
+        "slowest": max(found.times),
+        "runs": len(found.times),
+    }
+    if isinstance(found.result, Extrapolated) and found.result.products:
+        record["extrapolated_from"] = found.result.products
+    return record
+
+
+def show(record: dict[str, Any]) -> str:
+    """A record on one line."""
+    if "error" in record:
+        return record["error"]
+    parts = [f"{1e3 * record['seconds']:10.2f} ms"]
+    if "peak_bytes" in record:
+        parts.append(
+            f"(first call {1e3 * record['first_call']:9.2f}) {record['peak_bytes'] / 2**20:8.1f} MiB"
+        )
+    if "extrapolated_from" in record:
+        parts.append(f"extrapolated from {record['extrapolated_from']:,} products")
+    if "deviation" in record:
+        parts.append(f"  deviation {record['deviation']:.1e}" + ("" if record["right"] else "  WRONG"))
+    return " ".join(parts)
 
 
 def deviation(result: Any, reference: Any) -> float:

@@ -26,24 +26,28 @@ def double_backward(func: Function, tensors: Sequence[Tensor], v: Sequence[Tenso
     return torch.autograd.grad(gradient, leaves, v)
 
 
-def backpack_diagonal(classifier: Classifier) -> Callable[[], list[Tensor]]:
-    """BackPACK's `DiagHessian`; it leaves hooks and attributes on the classifier's model."""
+def backpack_diagonal(
+    classifier: Classifier, extension: str = "DiagHessian", saved: str = "diag_h", converted: bool = False
+) -> Callable[[], list[Tensor]]:
+    """BackPACK's diagonals; it leaves hooks and attributes on the classifier's model.
+
+    `converted`: BackPACK is to rewrite the model as modules that it knows, sums included.
+    """
 
     @cache
     def extended() -> tuple[nn.Module, nn.Module]:
         from backpack import extend
 
-        return extend(classifier.model), extend(nn.CrossEntropyLoss())
+        return extend(classifier.model, use_converter=converted), extend(nn.CrossEntropyLoss())
 
     def diagonal() -> list[Tensor]:
         model, loss = extended()
-        from backpack import backpack
-        from backpack.extensions import DiagHessian
+        from backpack import backpack, extensions
 
         model.zero_grad()
-        with backpack(DiagHessian()):
+        with backpack(getattr(extensions, extension)()):
             loss(model(classifier.inputs), classifier.targets).backward()
-        return [parameter.diag_h for parameter in model.parameters()]
+        return [getattr(parameter, saved) for parameter in classifier.model.parameters()]
 
     return diagonal
 
@@ -77,18 +81,22 @@ def sampled_coordinates(tensors: Sequence[Tensor], count: int) -> list[Tensor]:
 
 def _entries(gradient: Tensor, leaf: Tensor, rows: Tensor, chunk: int) -> Tensor:
     """Entries of the diagonal at these rows of a tensor's own block."""
-
-    def product(entry: Tensor) -> Tensor:
-        return torch.autograd.grad(gradient, leaf, entry.view_as(leaf), retain_graph=True)[0].flatten()
-
     if chunk == 1:
         flat = gradient.flatten()
         each = (torch.autograd.grad(flat[row], leaf, retain_graph=True)[0].flatten()[row] for row in rows)
         return torch.stack(list(each))
+    return batched_entries(
+        lambda entry: torch.autograd.grad(gradient, leaf, entry, retain_graph=True)[0], leaf, rows, chunk
+    )
+
+
+def batched_entries(product: Callable[[Tensor], Tensor], leaf: Tensor, rows: Tensor, chunk: int) -> Tensor:
+    """Entries of the diagonal at these rows of a tensor's own block, which `product` multiplies with."""
     parts = []
     for part in rows.split(chunk):
         one_hot = leaf.new_zeros(len(part), leaf.numel()).scatter_(1, part[:, None], 1.0)
-        parts.append(vmap(product)(one_hot).gather(1, part[:, None])[:, 0])
+        found = vmap(lambda entry: product(entry.view_as(leaf)).flatten())(one_hot)
+        parts.append(found.gather(1, part[:, None])[:, 0])
     return torch.cat(parts)
 
 

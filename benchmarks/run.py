@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import approximate
+from benchmarks import approximate, operators
 from benchmarks.cases import Case
 from benchmarks.contestants import (
     QUESTIONS,
@@ -29,6 +29,8 @@ from benchmarks.measure import (
     environment,
     in_fresh_process,
     measure,
+    record_of,
+    show,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,12 +47,12 @@ def answer_case(name: str, case: Case, device: str, repeats: int | None) -> dict
     deviations = _deviations(question, case, device, measured)
     contestants = {}
     for who, found in measured.items():
-        contestants[who] = record = _record(found)
+        contestants[who] = record = record_of(found)
         if who in deviations:
             record |= {"deviation": deviations[who], "right": deviations[who] < _WRONG}
             if found.seconds < _QUICK and not isinstance(found.result, Extrapolated):
                 record |= in_fresh_process(partial(contestant, name, who, device, case.name))
-        print(f"{name:9} {case.name:15} {who:60} {_show(record)}", flush=True)
+        print(f"{name:9} {case.name:15} {who:60} {show(record)}", flush=True)
     seconds = {
         who: record["seconds"]
         for who, record in contestants.items()
@@ -99,41 +101,12 @@ def answer_import(repeats: int | None) -> dict[str, Any]:
         repeats or _IMPORT_REPEATS,
     )
     for name, found in measured.items():
-        print(f"{'import':22} {name:60} {_show(_record(found))}", flush=True)
+        print(f"{'import':22} {name:60} {show(record_of(found))}", flush=True)
     return {
         "description": "a fresh interpreter from its start to its end",
-        "contestants": {name: _record(found) for name, found in measured.items()},
+        "contestants": {name: record_of(found) for name, found in measured.items()},
         "seconds_added_by_hesse": measured["import hesse"].seconds - measured["import torch"].seconds,
     }
-
-
-def _record(found: Measurement) -> dict[str, Any]:
-    if found.error:
-        return {"error": found.error}
-    record = {
-        "seconds": found.seconds,
-        "fastest": min(found.times),
-        "slowest": max(found.times),
-        "runs": len(found.times),
-    }
-    if isinstance(found.result, Extrapolated) and found.result.products:
-        record["extrapolated_from"] = found.result.products
-    return record
-
-
-def _show(record: dict[str, Any]) -> str:
-    if "error" in record:
-        return record["error"]
-    parts = [f"{1e3 * record['seconds']:10.2f} ms"]
-    if "peak_bytes" in record:
-        parts.append(
-            f"(first call {1e3 * record['first_call']:9.2f}) {record['peak_bytes'] / 2**20:8.1f} MiB"
-        )
-    if "extrapolated_from" in record:
-        parts.append(f"extrapolated from {record['extrapolated_from']:,} products")
-    if "deviation" in record:
-        parts.append(f"  deviation {record['deviation']:.1e}" + ("" if record["right"] else "  WRONG"))
-    return " ".join(parts)
 
 
 def summary(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -166,8 +139,12 @@ def write(question: str, device: str, cases: dict[str, dict[str, Any]], keep: bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--question", choices=[*QUESTIONS, "approximate", "import"], help="only this one")
-    cases = [*approximate.CASES, *(case for question in QUESTIONS.values() for case in question.cases)]
+    parser.add_argument("--question", choices=[*QUESTIONS, "approximate", "operators", "import"])
+    cases = [
+        *approximate.CASES,
+        *operators.ROWS,
+        *(case for question in QUESTIONS.values() for case in question.cases),
+    ]
     known = dict.fromkeys(case.name for case in cases)
     parser.add_argument("--case", choices=list(known), help="only this one; earlier results of others stay")
     parser.add_argument("--repeats", type=int, help="rounds, instead of the question's own number")
@@ -183,13 +160,19 @@ def main() -> None:
                     path = write(name, options.device, answered, keep=options.case is not None)
         if answered:
             print(f"wrote {path.name}")
-    answered = {}
-    for case in approximate.CASES if options.question in (None, "approximate") else ():
-        if options.case in (None, case.name):
-            answered[case.name] = approximate.answer_approximate(case, options.device, options.repeats)
-    if answered:
-        path = write("approximate", options.device, answered, keep=options.case is not None)
-        print(f"wrote {path.name}")
+    others = {
+        "approximate": (approximate.CASES, partial(approximate.answer_approximate, device=options.device)),
+        # What it is to show is said of a CPU.
+        "operators": (operators.ROWS if options.device == "cpu" else (), operators.answer_row),
+    }
+    for name, (known_cases, ask) in others.items():
+        answered = {}
+        for case in known_cases if options.question in (None, name) else ():
+            if options.case in (None, case.name):
+                answered[case.name] = ask(case, repeats=options.repeats)
+        if answered:
+            path = write(name, options.device, answered, keep=options.case is not None)
+            print(f"wrote {path.name}")
     if options.question == "import" or not (options.question or options.case):
         path = write("import", options.device, {"import": answer_import(options.repeats)}, keep=False)
         print(f"wrote {path.name}")

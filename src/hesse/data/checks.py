@@ -37,10 +37,10 @@ def check(loss: Loss, first: Any) -> None:
     values = _of_halves(loss, first)
     if values is None:
         return
-    whole, one, other, share = values
+    whole, one, other, share, rounding = values
     fits = {
-        "mean": _close(whole, share * one + (1 - share) * other, one, other),
-        "sum": _close(whole, one + other, one, other),
+        "mean": _close(whole, share * one + (1 - share) * other, rounding, one, other),
+        "sum": _close(whole, one + other, rounding, one, other),
     }
     if fits[loss.reduction]:
         return
@@ -58,22 +58,23 @@ def check(loss: Loss, first: Any) -> None:
     )
 
 
-def _of_halves(loss: Loss, first: Any) -> tuple[float, float, float, float] | None:
-    """The loss of a batch, of its halves, and the share of the first; None where it cannot be cut."""
+def _of_halves(loss: Loss, first: Any) -> tuple[float, float, float, float, float] | None:
+    """The loss of a batch, of its halves, the share of the first, and rounding; None where it is not cut."""
     batch = batches.moved(first, loss.device)
     first_dim = next((len(tensor) for tensor in batches.tensors(batch) if tensor.dim()), 0)
     halves = batches.cut(batch, first_dim) if first_dim > 1 else None
     if halves is None:
         return None
     with suppress(Exception), random_state_kept():  # it may be a function of whole batches of this size alone
-        whole, one, other = (glanced(loss.of_batch(part)).value.double().item() for part in (batch, *halves))
+        values = [glanced(loss.of_batch(part)).value for part in (batch, *halves)]
+        whole, one, other = (value.double().item() for value in values)
         counts = [batches.counted(half, loss.rule) for half in halves]
-        return whole, one, other, counts[0] / sum(counts)
+        return whole, one, other, counts[0] / sum(counts), torch.finfo(values[0].dtype).eps
     return None
 
 
-def _close(found: float, expected: float, *parts: float) -> bool:
-    return abs(found - expected) <= 1e-3 * max(abs(found), *map(abs, parts))
+def _close(found: float, expected: float, rounding: float, *parts: float) -> bool:
+    return abs(found - expected) <= max(1e-3, 8 * rounding) * max(abs(found), *map(abs, parts))
 
 
 @contextmanager

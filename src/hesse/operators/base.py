@@ -140,6 +140,10 @@ class Operator(ABC):
         """The difference."""
         return self._as_sum.plus(other, -1.0)
 
+    def __rsub__(self, other: Any) -> Operator:
+        """The difference."""
+        return (-self).__add__(other)
+
     def __mul__(self, factor: Any) -> Operator:
         """A multiple."""
         return self._as_sum.times(factor)
@@ -147,6 +151,10 @@ class Operator(ABC):
     def __rmul__(self, factor: Any) -> Operator:
         """A multiple."""
         return self.__mul__(factor)
+
+    def __truediv__(self, number: Any) -> Operator:
+        """A multiple."""
+        return self * (1.0 / _number(number))
 
     def __neg__(self) -> Operator:
         """The negative."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from hesse.answer import Options, Result, answer
 from hesse.data.loss import Loss, OfOutput
 from hesse.data.problem import problem_of
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, NotATensorError
 from hesse.methods.base import Question
 from hesse.operators import outputs
 from hesse.operators.base import Operator
@@ -122,8 +122,8 @@ class GaussNewtonOperator(Curvature):
     J is the derivative of the model's output z by the parameters, and $\nabla^2_z L$ the Hessian of the loss
     by the output, which is taken by autograd: any loss function will do, also one that is not convex. Of a
     loss over data it is the sum over batches that the loss is, with the same reduction. What the loss
-    function does with the parameters besides (a penalty) does not count; `A + damping` adds what a
-    penalty would.
+    function does with the parameters besides (a penalty) does not count; `A + damping` adds a penalty's
+    curvature.
 
     Args:
         func: a `Loss`; or a function, or closure, of `inputs` that gives the output z, a tensor.
@@ -165,6 +165,9 @@ class GaussNewtonOperator(Curvature):
             raise ArgumentError(
                 "of_output is missing: pass the scalar loss of the function's output, or a hesse.Loss"
             )
+        for name, function in (("func", func), ("of_output", of_output)):
+            if not callable(function):
+                raise NotATensorError(f"{name} must be callable, met {type(function).__name__}")
         slot = ModelOutput()
 
         @wraps(func)

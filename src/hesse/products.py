@@ -170,7 +170,7 @@ class _Columns:
         if self._chunks is None or column > self._room.column:
             seconds = gradient.evaluation.seconds
             self._room = Room(self._budget.left(), column, self._budget.in_use)
-            start = _FEW if seconds > _QUICK else 0
+            start = _FEW if seconds > _QUICK or self._total > len(self._vectors[0]) else 0
             self._chunks = ChunkSize(self._room, self._total, seconds, self._practice.size, start)
         return self._chunks
 

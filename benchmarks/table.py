@@ -111,9 +111,9 @@ def asked_lines(content: dict[str, Any]) -> list[str]:
     lines = [
         "Here hesse answers with an operator of `hesse.Loss`, curvlinops with `HessianLinearOperator` and",
         "`GGNLinearOperator` (`check_deterministic=False`), of the same list of batches, with flat vectors;",
-        "`A @ V` is of 32 columns. By hand is a double backward of every batch, or three backward passes for",
-        "the Gauss-Newton matrix; 32 times is extrapolated from 4 products. All are compared with products by",
-        "hand in float64, diagonals with the Jacobians of all samples in float64. The time of a peer counts as",
+        "`A @ V` is of 32 columns. By hand is a double backward of every batch, or three passes for the",
+        "Gauss-Newton matrix; 32 times is extrapolated from 4 products. All are compared with products by",
+        "hand in float64, diagonals with the Jacobians of all samples in float64. A peer's time counts as",
         "it is, also where its result is wrong. Of two others, the faster one counts.",
         "",
         "| case | others / hesse | asked: at least | found | reached |",

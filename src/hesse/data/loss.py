@@ -252,7 +252,7 @@ class Loss:
         for number, batch in enumerate(self._data, 1):  # noqa: B007
             traits += 0 if again else batches.traits(batch)
             yield batches.moved(batch, self.device), batches.counted(batch, self.rule)
-        same = again or torch.allclose(traits, look.traits, rtol=1e-8, atol=0.0)
+        same = again or torch.allclose(traits, look.traits, rtol=1e-8, atol=0.0, equal_nan=True)
         if number != len(look.counts) or not same:
             raise NotDeterministicError(
                 "data are not the same at every pass: turn off random augmentation, and shuffling where "

@@ -189,8 +189,8 @@ def plan_of_product(problem: Problem, memory: int | str | None) -> Plan:
 
 def _asked(func: Any, inputs: Any, v: Any) -> tuple[Problem, Any]:
     """The problem, and the vector; of a loss over data, which knows its inputs, that comes second."""
-    if isinstance(func, Loss):
-        return problem_of(func, None), inputs if v is None else v
+    if isinstance(func, Loss) and v is None:
+        return problem_of(func, None), inputs
     return problem_of(func, inputs), v
 
 

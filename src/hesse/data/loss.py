@@ -315,16 +315,14 @@ def _batches_of(data: Any) -> Iterable[Any]:
         raise ArgumentError(
             "data is a data set of single samples; pass torch.utils.data.DataLoader(data, batch_size=...)"
         )
-    try:
-        again = iter(data) is not data
-    except TypeError:
-        raise ArgumentError(
-            f"data must be a batch (a pair of inputs and targets, or a dict) or an iterable of batches, met "
-            f"{type(data).__name__}"
-        ) from None
-    if not again:
+    if isinstance(data, Iterator):
         raise ArgumentError(
             f"data is a {type(data).__name__}, which can be gone through only once; pass a list or a "
             f"DataLoader"
+        )
+    if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise ArgumentError(
+            f"data must be a batch (a pair of inputs and targets, or a dict) or an iterable of batches, met "
+            f"{type(data).__name__}"
         )
     return data  # type: ignore[no-any-return]

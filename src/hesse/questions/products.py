@@ -164,7 +164,8 @@ def plan_of_product(problem: Problem, memory: int | str | None) -> Plan:
     )
     size = sum(tensor.nbytes for tensor in problem.tensors)
     if problem.summands is not None:
-        problem = next(iter(problem.summands)).problem
+        with random_state_kept():
+            problem = next(iter(problem.summands)).problem
     practice = Practice()
     with _differentiable(problem, False, False, practice) as gradient:
         meter = Meter(gradient, Budget(memory, problem.tensors[0].device), size)
@@ -256,9 +257,10 @@ def multiplied(
             f"the products with {count:,} vectors take {show(size)}, the memory budget is "
             f"{show(budget.total)}; take fewer vectors at a time, or raise memory="
         )
-    wide = [torch.promote_types(v.dtype, torch.float32) if problem.summands else v.dtype for v in vectors]
+    summed = problem.summands is not None
+    wide = [torch.promote_types(v.dtype, torch.float32) if summed else v.dtype for v in vectors]
     sums = list(into) or [torch.empty_like(v, dtype=d).zero_() for v, d in zip(vectors, wide, strict=True)]
-    with Progress(progress) as told:
+    with random_state_kept(), Progress(progress) as told:  # data may be shuffled
         told.expect(count if problem.summands is None and count is not None else len(problem.summands or ()))
         for summand in problem.summands or [Summand(1.0, problem, None)]:
             if count is None:

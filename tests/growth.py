@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,26 @@ def deep():
     return lambda: F.cross_entropy(model(data), labels), list(model.parameters())
 
 
+def of_batches(width=300):
+    """Over batches of data."""
+    model = nn.Sequential(nn.Linear(20, width), nn.Tanh(), nn.Linear(width, 10))
+    data, labels = torch.randn(512, 20), torch.randint(0, 10, (512,))
+    batches = list(zip(data.split(128), labels.split(128), strict=True))
+    return hesse.Loss(model, F.cross_entropy, batches), dict(model.named_parameters())
+
+
+def columns(operator, count=300):
+    """Products with many columns."""
+    V = torch.randn(10_000, count)  # more than there are parameters
+
+    def ask(loss, inputs, memory, full_output):
+        A = operator(loss, memory=memory)
+        found = A @ V[: A.shape[0]]
+        return SimpleNamespace(plan=SimpleNamespace(method="dense"), value=found)
+
+    return ask
+
+
 CASES = {  # with three budgets each
     "pairs": (pairs, hesse.hessian, ("10MiB", "25MiB", "60MiB")),
     "triples": (triples, hesse.hessian, ("12MiB", "20MiB", "60MiB")),
@@ -103,6 +124,8 @@ CASES = {  # with three budgets each
     "network": (network, hesse.hessian, ("40MiB", "60MiB", "100MiB")),
     "transformer": (transformer, hesse.hessian, ("25MiB", "50MiB", "100MiB")),
     "recurrent": (recurrent, hesse.hessian_diagonal, ("20MiB", "40MiB", "80MiB")),
+    "columns": (of_batches, columns(hesse.HessianOperator), ("60MiB", "90MiB", "120MiB")),
+    "columns, gauss-newton": (of_batches, columns(hesse.GaussNewtonOperator), ("40MiB", "60MiB", "120MiB")),
     "deep": (deep, hesse.hessian_diagonal, ("20MiB", "40MiB", "80MiB")),
 }
 
@@ -122,7 +145,7 @@ def main(name, budget):
         hesse.hessian_diagonal(loss, list(small.parameters()), method=method)
     hesse.hessian(lambda x: x.exp().sum() ** 2, torch.randn(40))
     vectors = torch.utils._pytree.tree_map(torch.ones_like, inputs)
-    hesse.hvp(func, inputs, vectors)
+    hesse.hvp(func, v=vectors) if isinstance(func, hesse.Loss) else hesse.hvp(func, inputs, vectors)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     result = ask(func, inputs, memory=budget, full_output=True)

@@ -102,6 +102,12 @@ def numbers(term):
 
 def graph(steps, loss, seed):
     """A function of random parameters, and these."""
+    output, tensors = output_of(steps, seed)
+    return lambda *leaves: LOSSES[loss](output(*leaves)), tensors
+
+
+def output_of(steps, seed):
+    """The same before the loss."""
     torch.manual_seed(seed)
     data = x(SAMPLES, WIDTH)
     shapes = [(WIDTH, WIDTH)]
@@ -121,7 +127,7 @@ def graph(steps, loss, seed):
                 made.append(g * next(parameters) + next(parameters))
             else:
                 made.append(ONE[name](g) if name in ONE else TWO[name](g, h))
-        return LOSSES[loss](sum(made[-2:]))
+        return sum(made[-2:])
 
     return function, tensors
 

@@ -174,7 +174,7 @@ def _summed(
     plans: dict[Hashable, Plan] = {}
     first, total, passes = None, Total(create_graph), 0
     certificates: list[Certificate] = []
-    with Progress(options.progress) as progress:
+    with random_state_kept(), Progress(options.progress) as progress:  # data may be shuffled
         progress.expect(len(problem.summands))
         for summand in problem.summands:
             given = plans.get(summand.form, options.method)
@@ -199,9 +199,9 @@ def plan_for(question: Question, problem: Problem, options: Options, part: Part 
     if not problem.tensors:
         return Plan.of_nothing(question)
     if problem.summands is not None:
-        first = next(iter(problem.summands))
+        with random_state_kept():
+            count, first = len(problem.summands), next(iter(problem.summands))
         plan = plan_for(question, first.problem, options, part)
-        count = len(problem.summands)
         return (
             replace(plan, reason=f"{plan.reason}; of the first of {count:,} batches") if count > 1 else plan
         )

@@ -88,13 +88,17 @@ def multiplied(
             f"the products with {count:,} vectors take {show(size)}, the memory budget is "
             f"{show(budget.total)}; take fewer vectors at a time, or raise memory="
         )
-    wide = [torch.promote_types(v.dtype, torch.float32) if problem.summands else v.dtype for v in vectors]
+    whole = problem.summands is None
+    wide = [v.dtype if whole else torch.promote_types(v.dtype, torch.float32) for v in vectors]
     sums = list(into) or [torch.empty_like(v, dtype=d).zero_() for v, d in zip(vectors, wide, strict=True)]
     summands = [Summand(1.0, problem, None)] if problem.summands is None else problem.summands
     columns = None if count is None else _Columns(vectors, sums, budget, practice, len(summands))
     # Of a sum the functions are told, of one function the vectors.
-    whole = problem.summands is None
-    with Progress(False if whole else progress) as told, Progress(progress if whole else False) as within:
+    with (
+        random_state_kept(),  # data may be shuffled
+        Progress(False if whole else progress) as told,
+        Progress(progress if whole else False) as within,
+    ):
         told.expect(len(summands))
         within.expect(count or 0)
         for summand in summands:

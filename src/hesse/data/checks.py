@@ -65,8 +65,13 @@ def _of_halves(loss: Loss, first: Any) -> tuple[float, float, float, float, floa
     halves = batches.cut(batch, first_dim) if first_dim > 1 else None
     if halves is None:
         return None
-    with suppress(Exception), random_state_kept():  # it may be a function of whole batches of this size alone
+    with (
+        suppress(Exception),
+        random_state_kept() as random_numbers,
+    ):  # it may be a function of whole batches of this size alone
         values = [glanced(loss.of_batch(part)).value for part in (batch, *halves)]
+        if random_numbers.used:  # dropout, say, of which the questions tell
+            return None
         whole, one, other = (value.double().item() for value in values)
         counts = [batches.counted(half, loss.rule) for half in halves]
         return whole, one, other, counts[0] / sum(counts), torch.finfo(values[0].dtype).eps

@@ -252,7 +252,7 @@ class Loss:
         for number, batch in enumerate(self._data, 1):  # noqa: B007
             traits += 0 if again else batches.traits(batch)
             yield batches.moved(batch, self.device), batches.counted(batch, self.rule)
-        same = again or torch.allclose(traits, look.traits, rtol=1e-8, atol=0.0)
+        same = again or torch.allclose(traits, look.traits, rtol=1e-8, atol=0.0, equal_nan=True)
         if number != len(look.counts) or not same:
             raise NotDeterministicError(
                 "data are not the same at every pass: turn off random augmentation, and shuffling where "
@@ -315,16 +315,14 @@ def _batches_of(data: Any) -> Iterable[Any]:
         raise ArgumentError(
             "data is a data set of single samples; pass torch.utils.data.DataLoader(data, batch_size=...)"
         )
-    try:
-        again = iter(data) is not data
-    except TypeError:
-        raise ArgumentError(
-            f"data must be a batch (a pair of inputs and targets, or a dict) or an iterable of batches, met "
-            f"{type(data).__name__}"
-        ) from None
-    if not again:
+    if isinstance(data, Iterator):
         raise ArgumentError(
             f"data is a {type(data).__name__}, which can be gone through only once; pass a list or a "
             f"DataLoader"
+        )
+    if not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise ArgumentError(
+            f"data must be a batch (a pair of inputs and targets, or a dict) or an iterable of batches, met "
+            f"{type(data).__name__}"
         )
     return data  # type: ignore[no-any-return]

@@ -94,8 +94,9 @@ def approximate_diagonal(
     if problem.summands is None:
         return problem.pack(_diagonals(problem, kind))
     total = Total()
-    for summand in problem.summands:
-        total.add(summand.weight, _diagonals(summand.problem, kind))
+    with random_state_kept():  # data may be shuffled
+        for summand in problem.summands:
+            total.add(summand.weight, _diagonals(summand.problem, kind))
     return problem.pack(total.value)
 
 

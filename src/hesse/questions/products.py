@@ -144,7 +144,8 @@ def plan_of_product(problem: Problem, memory: int | str | None) -> Plan:
     )
     size = sum(tensor.nbytes for tensor in problem.tensors)
     if problem.summands is not None:
-        problem = next(iter(problem.summands)).problem
+        with random_state_kept():
+            problem = next(iter(problem.summands)).problem
     practice = Practice()
     with differentiable(problem, False, False, practice) as gradient:
         meter = Meter(gradient, Budget(memory, problem.tensors[0].device), size)
@@ -169,8 +170,8 @@ def plan_of_product(problem: Problem, memory: int | str | None) -> Plan:
 
 def _asked(func: Any, inputs: Any, v: Any) -> tuple[Problem, Any]:
     """The problem, and the vector; of a loss over data, which knows its inputs, that comes second."""
-    if isinstance(func, Loss):
-        return problem_of(func, None), inputs if v is None else v
+    if isinstance(func, Loss) and v is None:
+        return problem_of(func, None), inputs
     return problem_of(func, inputs), v
 
 

@@ -124,7 +124,7 @@ CASES = {  # with three budgets each
     "network": (network, hesse.hessian, ("40MiB", "60MiB", "100MiB")),
     "transformer": (transformer, hesse.hessian, ("25MiB", "50MiB", "100MiB")),
     "recurrent": (recurrent, hesse.hessian_diagonal, ("20MiB", "40MiB", "80MiB")),
-    "columns": (of_batches, columns(hesse.HessianOperator), ("60MiB", "90MiB", "120MiB")),
+    "columns": (of_batches, columns(hesse.HessianOperator), ("40MiB", "60MiB", "120MiB")),
     "columns, gauss-newton": (of_batches, columns(hesse.GaussNewtonOperator), ("40MiB", "60MiB", "120MiB")),
     "deep": (deep, hesse.hessian_diagonal, ("20MiB", "40MiB", "80MiB")),
 }

@@ -75,7 +75,7 @@ def multiplied(
     """Products of the Hessian with a vector or, by a leading dimension of all tensors, with `count` of them.
 
     Over the summands of a sum, all vectors are taken with one after the other. `into`: zeros that products
-    with many are added to.
+    with many are added to; they and the vectors then were made for this, and count against the budget.
     """
     practice = practice or Practice()
     if not problem.tensors:
@@ -83,11 +83,13 @@ def multiplied(
     if count is None and problem.summands is None:
         return _product(problem, vectors, create_graph, strict, practice)
     budget, size = Budget(memory, problem.tensors[0].device), sum(vector.nbytes for vector in vectors)
-    if count is not None and size > budget.total:
+    held = size + sum(one.nbytes for one in into) if into else 0
+    if count is not None and max(size, held) > budget.total:
         raise BudgetError(
-            f"the products with {count:,} vectors take {show(size)}, the memory budget is "
+            f"the products with {count:,} vectors take {show(max(size, held))}, the memory budget is "
             f"{show(budget.total)}; take fewer vectors at a time, or raise memory="
         )
+    budget.total -= held
     whole = problem.summands is None
     wide = [v.dtype if whole else torch.promote_types(v.dtype, torch.float32) for v in vectors]
     sums = list(into) or [torch.empty_like(v, dtype=d).zero_() for v, d in zip(vectors, wide, strict=True)]
@@ -104,7 +106,7 @@ def multiplied(
         for summand in summands:
             if columns is None:
                 parts = _product(summand.problem, vectors, create_graph, strict, practice, check=False)
-                _add(sums, slice(None), parts, summand.weight, create_graph)
+                _add(sums, parts, summand.weight, create_graph)
             else:
                 with _either(summand.problem, create_graph, strict, practice) as gradient:
                     columns.add(gradient, summand.weight, create_graph, within)
@@ -163,7 +165,7 @@ class _Columns:
         )
         for numbers, parts in made:
             some = on_the_graph(list(parts), gradient.leaves) if create_graph else parts
-            _add(self._sums, slice(numbers.start, numbers.stop), some, weight, create_graph)
+            _add(self._sums, some, weight, create_graph, slice(numbers.start, numbers.stop))
         assert self._chunks is not None
         self._practice.size = self._chunks.best
 
@@ -183,12 +185,15 @@ _QUICK = 1e-3  # seconds of an evaluation, up to which more vectors at a time al
 _FEW = 8  # to begin with, otherwise
 
 
-def _add(sums: list[Tensor], rows: slice, parts: Sequence[Tensor], weight: float, graph: bool) -> None:
-    """Add to rows of sums, in place unless they are on a graph."""
+def _add(
+    sums: list[Tensor], parts: Sequence[Tensor], weight: float, graph: bool, rows: slice | None = None
+) -> None:
+    """Add to all, or to some rows of sums, in place unless they are on a graph."""
     for i, part in enumerate(parts):
         if graph:
             sums[i] = sums[i].clone()
-        sums[i][rows].add_(part.to(sums[i].dtype), alpha=weight)
+        to = sums[i] if rows is None else sums[i][rows]
+        to.add_(part if part.dtype == to.dtype else part.to(to.dtype), alpha=weight)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class AtOutput:
         targets: those that the batch has.
         number: of the batch.
         count: of its samples.
+        told: by the caller's own rule.
     """
 
     output: Tensor
@@ -40,6 +41,7 @@ class AtOutput:
     targets: Any
     number: int
     count: int
+    told: bool
 
 
 OfOutput = Callable[[AtOutput], Tensor]
@@ -159,7 +161,7 @@ class Loss:
 
     def of_batch(self, batch: Any) -> Problem:
         """The loss of one batch by itself."""
-        return self._of_batch(None, None, batch, 0)
+        return self._of_batch(None, None, batch, 0, 0)
 
     def _as_problem(self, evaluate_at: Callable[[Any], Tensor], slot: ModelOutput | None) -> Problem:
         spec = pytree.tree_flatten(self.params)[1]
@@ -167,16 +169,16 @@ class Loss:
         return Problem(tensors, spec, evaluate_at, True, lambda: list(self.params), {}, slot)
 
     def _of_batch(
-        self, of_output: OfOutput | None, slot: ModelOutput | None, batch: Any, number: int
+        self, of_output: OfOutput | None, slot: ModelOutput | None, batch: Any, number: int, count: int
     ) -> Problem:
-        """The function of one batch."""
+        """The function of one batch: which one, of so many samples."""
 
         def evaluate_at(leaves: Any) -> Tensor:
             with checks.dtypes_explained(self.model, batch):
                 output = self._output(batch)
                 if of_output is None or slot is None:
                     return scalar(self._loss(output, batch))
-                at = self._at_output(output, batch, number)
+                at = self._at_output(output, batch, number, count)
                 slot.leave(at.output)
                 return scalar(of_output(at))
 
@@ -204,7 +206,7 @@ class Loss:
             )
         return found
 
-    def _at_output(self, output: Any, batch: Any, number: int) -> AtOutput:
+    def _at_output(self, output: Any, batch: Any, number: int, count: int) -> AtOutput:
         """The output tensor, and the loss as a function of it."""
         if self.loss_fn is None:
             raise ArgumentError(
@@ -221,7 +223,7 @@ class Loss:
         def loss(z: Tensor, targets: Any = None) -> Tensor:
             return scalar(loss_fn(z, own if targets is None else targets))
 
-        return AtOutput(output, loss, own, number, batches.counted(batch, self.rule))
+        return AtOutput(output, loss, own, number, count, self.rule is not None)
 
     @cached_property
     def _look(self) -> _Look:
@@ -272,7 +274,7 @@ class _Batches:
     """The functions of the batches: `problem.Summands`."""
 
     loss: Loss
-    make: Callable[[Any, int], Problem]
+    make: Callable[[Any, int, int], Problem]
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -281,7 +283,7 @@ class _Batches:
         whole = self.loss.samples if self.loss.reduction == "mean" else 0
         for number, (batch, count) in enumerate(self.loss.batches()):
             weight = count / whole if whole else 1.0
-            yield Summand(weight, self.make(batch, number), batches.form(batch) or count)
+            yield Summand(weight, self.make(batch, number, count), batches.form(batch) or count)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,11 @@ class GaussNewton(Gradient):
         if u is not None and slope is not None and output is not None and pairs and reachable:
             assert output.edge is not None
             parts, cotangents = zip(*pairs, strict=True)
-            keep = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
+            keep = {
+                "retain_graph": create_graph or not last,
+                "create_graph": create_graph,
+                "materialize_grads": True,
+            }
             with errors_explained(), torch.enable_grad():
                 (pushed,) = torch.autograd.grad(parts, [u], cotangents, **keep)
                 (bent,) = torch.autograd.grad([slope], [output.edge], [pushed], **keep)

@@ -28,6 +28,11 @@ def itself(at: AtOutput) -> Tensor:
 
 def empirical(reduction: Reduction, at: AtOutput) -> Tensor:
     """Squared gradients at the targets of the data."""
+    if reduction == "mean" and not at.told and len(at.output) != at.count:
+        raise ArgumentError(
+            f"the model's output has {len(at.output)} rows for {at.count} samples, so that what the gradient "
+            f"of one is cannot be told; pass samples= to Loss, with the number that the mean is taken over"
+        )
     return _squares(at, _slopes(at, at.targets), at.count if reduction == "mean" else 1)
 
 

@@ -18,6 +18,7 @@ from hesse.problem import Problem
 from hesse.products import Practice, differentiable, multiplied
 from hesse.runtime.memory import Budget
 from hesse.runtime.progress import ProgressOption
+from hesse.runtime.random_state import random_state_kept
 from hesse.runtime.total import total
 
 

@@ -155,7 +155,7 @@ def _transformer(samples: int, batch: int) -> Data:
 
 _WIDE = _mlp(1024, 256, "mlp, larger batches")
 DATA = (_mlp(1024, 64), _WIDE, _cnn(256, 64), _transformer(256, 64))
-_SMALL = (_mlp(128, 64), _cnn(128, 64), _transformer(128, 64))
+_SMALL = (_mlp(64, 32), _cnn(64, 32), _transformer(64, 32))  # memory does not grow with their number
 
 
 def _vectors(model: nn.Module, count: int) -> Tensor:
@@ -295,7 +295,7 @@ def _product_row(data: Data, curvature: str, count: int | None) -> Row:
         tuple(asked),
         partial(exact_products, *arguments),
         ("hesse", _CURVLINOPS),
-        repeats=21 if count is None else 3,
+        repeats=15 if count is None else 3,
     )
 
 

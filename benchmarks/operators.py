@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -508,8 +508,20 @@ def contestant(row: str, who: str) -> Callable[[], Any]:
     return found.make()[who]
 
 
+@cache
+def _torch_loaded() -> None:
+    """Let torch and peers load what they load late, which takes seconds and would be the first one's time."""
+    small = Data("", "", partial(mlp, 4, 4, 2, samples=8), 4)
+    for curvature in ("Hessian", "Gauss-Newton"):
+        for call in products(small, curvature, None).values():
+            with suppress(ImportError):
+                call()
+    diagonal_of_jacobians(small.classifier())
+
+
 def answer_row(row: Row, repeats: int | None) -> dict[str, Any]:
     """Everything about one row."""
+    _torch_loaded()
     callables = row.make()
     measured = measure(callables, repeats or row.repeats)
     reference = row.reference() if row.reference else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -155,7 +155,7 @@ def _transformer(samples: int, batch: int) -> Data:
 
 _WIDE = _mlp(1024, 256, "mlp, larger batches")
 DATA = (_mlp(1024, 64), _WIDE, _cnn(256, 64), _transformer(256, 64))
-_SMALL = (_mlp(128, 64), _cnn(128, 64), _transformer(128, 64))
+_SMALL = (_mlp(64, 32), _cnn(64, 32), _transformer(64, 32))  # memory does not grow with their number
 
 
 def _vectors(model: nn.Module, count: int) -> Tensor:
@@ -295,7 +295,7 @@ def _product_row(data: Data, curvature: str, count: int | None) -> Row:
         tuple(asked),
         partial(exact_products, *arguments),
         ("hesse", _CURVLINOPS),
-        repeats=21 if count is None else 3,
+        repeats=15 if count is None else 3,
     )
 
 
@@ -508,8 +508,20 @@ def contestant(row: str, who: str) -> Callable[[], Any]:
     return found.make()[who]
 
 
+@cache
+def _torch_loaded() -> None:
+    """Let torch and peers load what they load late, which takes seconds and would be the first one's time."""
+    small = Data("", "", partial(mlp, 4, 4, 2, samples=8), 4)
+    for curvature in ("Hessian", "Gauss-Newton"):
+        for call in products(small, curvature, None).values():
+            with suppress(ImportError):
+                call()
+    diagonal_of_jacobians(small.classifier())
+
+
 def answer_row(row: Row, repeats: int | None) -> dict[str, Any]:
     """Everything about one row."""
+    _torch_loaded()
     callables = row.make()
     measured = measure(callables, repeats or row.repeats)
     reference = row.reference() if row.reference else None

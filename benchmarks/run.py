@@ -170,8 +170,8 @@ def main() -> None:
         for case in known_cases if options.question in (None, name) else ():
             if options.case in (None, case.name):
                 answered[case.name] = ask(case, repeats=options.repeats)
+                path = write(name, options.device, answered, keep=options.case is not None)
         if answered:
-            path = write(name, options.device, answered, keep=options.case is not None)
             print(f"wrote {path.name}")
     if options.question == "import" or not (options.question or options.case):
         path = write("import", options.device, {"import": answer_import(options.repeats)}, keep=False)

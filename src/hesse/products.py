@@ -94,13 +94,13 @@ def multiplied(
     wide = [v.dtype if whole else torch.promote_types(v.dtype, torch.float32) for v in vectors]
     sums = list(into) or [torch.empty_like(v, dtype=d).zero_() for v, d in zip(vectors, wide, strict=True)]
     summands = [Summand(1.0, problem, None)] if problem.summands is None else problem.summands
-    columns = None if count is None else _Columns(vectors, sums, budget, practice, len(summands))
     # Of a sum the functions are told, of one function the vectors.
     with (
         random_state_kept(),  # data may be shuffled
         Progress(False if whole else progress) as told,
         Progress(progress if whole else False) as within,
     ):
+        columns = None if count is None else _Columns(vectors, sums, budget, practice, len(summands))
         told.expect(len(summands))
         within.expect(count or 0)
         for summand in summands:

@@ -13,6 +13,7 @@ ROOMS = (
     "report",
     "__init__",
     "questions",
+    "estimators",
     "answer",
     "work",
     "planning",

@@ -25,7 +25,7 @@ NOT_INSTALLED = "not installed"
 _ENOUGH = 5.0  # seconds after which a contestant is not asked again
 _PEAK_RUNS = 3
 _LONG = 1.0  # seconds from which one run has to do for the peak
-_PEERS = ("torch-secorder", "backpack-for-pytorch")
+_PEERS = ("torch-secorder", "backpack-for-pytorch", "curvlinops-for-pytorch")
 
 
 @dataclass(frozen=True)

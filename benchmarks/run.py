@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import approximate
+from benchmarks import approximate, estimators
 from benchmarks.cases import Case
 from benchmarks.contestants import (
     QUESTIONS,
@@ -166,7 +166,9 @@ def write(question: str, device: str, cases: dict[str, dict[str, Any]], keep: bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--question", choices=[*QUESTIONS, "approximate", "import"], help="only this one")
+    parser.add_argument(
+        "--question", choices=[*QUESTIONS, "approximate", "estimators", "import"], help="only this one"
+    )
     cases = [*approximate.CASES, *(case for question in QUESTIONS.values() for case in question.cases)]
     known = dict.fromkeys(case.name for case in cases)
     parser.add_argument("--case", choices=list(known), help="only this one; earlier results of others stay")
@@ -189,6 +191,9 @@ def main() -> None:
             answered[case.name] = approximate.answer_approximate(case, options.device, options.repeats)
     if answered:
         path = write("approximate", options.device, answered, keep=options.case is not None)
+        print(f"wrote {path.name}")
+    if options.question == "estimators" or not (options.question or options.case):
+        path = write("estimators", options.device, estimators.answer_estimators(), keep=False)
         print(f"wrote {path.name}")
     if options.question == "import" or not (options.question or options.case):
         path = write("import", options.device, {"import": answer_import(options.repeats)}, keep=False)

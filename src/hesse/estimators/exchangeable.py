@@ -93,11 +93,11 @@ class Exchangeable:
         """How many columns the basis gets; they are made."""
         k, half = self._omega.shape[1], min(products // 2, self._omega.shape[1])
         sizes = sorted({max(self._size, round(share * half)) for share in self._shares})
-        if not sizes[-1]:
+        if not sizes[-1] or not self._shift:  # no basis is asked for, or A is zero
             return 0
         self._orthogonalise(k)
         spread = {b: self._spread(b) for b in sizes if k - b > 1 or b > 1}
-        if not spread or spread.get(0) == 0:  # too few to tell, or no error without a basis
+        if not spread:  # too few to tell
             return self._size
         return min(spread, key=lambda b: spread[b] / (products - b))
 

@@ -59,8 +59,9 @@ class Lanczos:
     def _append(self, columns: Tensor) -> Tensor:
         """Append columns, made orthonormal; what they have along the basis."""
         basis, block = self.v[:, :, : self.used], self.block
-        least = _BREAKDOWN * self._A.eps * torch.maximum(columns.norm(dim=1).amax(1), self._size())
-        along = basis.mT @ columns
+        size = self.t.flatten(1).abs().amax(1).to(self.v)
+        least = _BREAKDOWN * self._A.eps * torch.maximum(columns.norm(dim=1).amax(1), size)
+        along: Tensor = basis.mT @ columns
         q, r = torch.linalg.qr(columns - basis @ along)
         again = basis.mT @ q
         q, mend = torch.linalg.qr(q - basis @ again)
@@ -74,10 +75,6 @@ class Lanczos:
                 q = torch.linalg.qr(q - basis @ (basis.mT @ q)).Q
         self.v[:, :, self.used : self.used + block] = q
         return along
-
-    def _size(self) -> Tensor:
-        """The largest entry of T, for each process: what rounding is relative to."""
-        return torch.as_tensor(self.t.flatten(1).abs().amax(1), dtype=self.v.dtype)
 
     def restart(self, rotation: Tensor) -> None:
         """Keep only V `rotation` [batch, used, kept] and the columns that have not met A."""

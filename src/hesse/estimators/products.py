@@ -62,8 +62,8 @@ class Products:
                 result = self._A @ given
         except TypeError as error:
             raise ArgumentError(
-                f"A ({type(self._A).__name__}) does not multiply tensors, {error}: {_REMEDY}; one of numpy or "
-                "scipy can be wrapped by an object whose `@` converts"
+                f"A ({type(self._A).__name__}) does not multiply tensors, {error}: {_REMEDY}; one of numpy "
+                "or scipy can be wrapped by an object whose `@` converts"
             ) from error
         if not isinstance(result, Tensor) or result.shape != vectors.shape:
             met = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__

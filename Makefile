@@ -22,10 +22,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# BackPACK asks for torchvision, which it does not use here and which would replace torch.
+# BackPACK asks for torchvision, which it does not use here and which would replace torch; curvlinops asks for it too.
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
-		backpack-for-pytorch einops einconv unfoldNd
+		backpack-for-pytorch einops einconv unfoldNd curvlinops-for-pytorch linear-operator jaxtyping opt-einsum wadler_lindig
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
 

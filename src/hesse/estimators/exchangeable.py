@@ -2,8 +2,8 @@
 
 With random signs Ω = [ω_1 .. ω_k], Y = AΩ, and an orthonormal basis Q of the first b columns of Y, the
 products are k + b in number: Y and Z = AQ. For b = k this is XTrace and XDiag, for b = 0 it is Hutchinson's.
-The squared error is that of ‖(I - QQ')A‖² / k. For a given number of products, the best b makes ‖(I -
-QQ')A‖² / (products - b) least, and Y tells the numerator for every b, before Z is asked for.
+The squared error is that of ‖(I - QQ')A‖² / k. For a given number of products, the best b makes
+‖(I - QQ')A‖² / (products - b) least, and Y tells the numerator for every b, before Z is asked for.
 
 Source: E. N. Epperly, J. A. Tropp, R. J. Webber, XTrace: making the most of every sample in stochastic trace
 estimation, SIAM J. Matrix Anal. Appl. 45 (2024); the formulas that leave out one vector are from there.
@@ -18,9 +18,8 @@ from hesse.estimators.products import Draws, Products
 from hesse.estimators.samples import Kind, Moments
 
 _SHARES = (0, 1 / 2, 1)  # of half the products: how large a basis is considered
-_TOGETHER = (
-    1.3  # by how much more the mean of values left out spreads than if they had nothing to do with each other
-)
+# Values left out have to do with each other: by how much more their mean spreads than if they had not.
+_TOGETHER = 1.3
 
 
 class Exchangeable:
@@ -69,7 +68,12 @@ class Exchangeable:
         b = self._size
         moments = self._forgotten.add(self._left_out(b))
         moments = moments.add(self._outside(self._omega[:, b:], self._y[:, b:]))
-        return self._base() - self._shift * self._scale() + moments.mean, moments.standard_error
+        known = self._q[:, :b] * self._z
+        if self._kind == "trace":
+            base = known.sum().double() - self._A.n * self._shift
+        else:
+            base = known.sum(1).double() - self._shift
+        return base + moments.mean, moments.standard_error
 
     def _keep(self, count: int) -> None:
         """Vectors and products, so many in all if that many may be kept."""
@@ -119,11 +123,11 @@ class Exchangeable:
         """What (I - QQ')A has off its diagonal, squared and summed, by those not in a basis of b columns."""
         k = self._q.shape[1]
         if k - b > 1:  # further vectors test it
-            omega, outside = self._omega[:, b:k], self._q[:, b:] @ self._r[b:, b:].to(self._q)
-        else:
-            left, distance = self._left(b)
-            omega, outside = self._omega[:, :b], self._q[:, :b] @ (left * distance).to(self._q)
-        return (omega * outside).var(1).sum().item() * (1.0 if k - b > 1 else _TOGETHER)
+            outside = self._q[:, b:] @ self._r[b:, b:].to(self._q)
+            return (self._omega[:, b:k] * outside).var(1).sum().item()
+        left, distance = self._left(b)
+        outside = self._q[:, :b] @ (left * distance).to(self._q)
+        return _TOGETHER * (self._omega[:, :b] * outside).var(1).sum().item()
 
     def _left(self, b: int) -> tuple[Tensor, Tensor]:
         """What each of b columns of Y has outside of all others: a unit vector in Q, and how much."""
@@ -131,13 +135,6 @@ class Exchangeable:
         left = torch.linalg.solve_triangular(self._r[:b, :b].T, eye, upper=False)
         norms = left.norm(dim=0)
         return left / norms, 1 / norms
-
-    def _scale(self) -> int:
-        return self._A.n if self._kind == "trace" else 1
-
-    def _base(self) -> Tensor:
-        products = self._q[:, : self._size] * self._z
-        return (products.sum() if self._kind == "trace" else products.sum(1)).double()
 
     def _outside(self, omega: Tensor, y: Tensor) -> Tensor:
         """The deviations of vectors that the basis was not made of."""

@@ -120,7 +120,9 @@ def solve(
         columns = b.detach().to(wrapped.device, wrapped.dtype).reshape(wrapped.n, -1)
         invert = _nystrom(wrapped, damping, seed) if preconditioner else lambda vectors: vectors
         iterate = conjugate_gradients if method == "cg" else minres
-        solving = _Solving(lambda v: wrapped(v) + damping * v, invert, columns, tol, products or _PRODUCTS)
+        most = products or _PRODUCTS
+        wrapped.expect(most * columns.shape[1])
+        solving = _Solving(lambda v: wrapped(v) + damping * v, invert, columns, tol, most)
         solving.run(iterate)
         return Solution(
             solving.x.reshape(b.shape),

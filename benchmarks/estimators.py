@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -62,11 +63,11 @@ def answer_spectrum(name: str, values: Tensor) -> dict[str, Any]:
                     record[str(products)] = _errors(A, exact, estimate, products, peer, runs)
                 except Exception as error:
                     record[str(products)] = {"error": f"{type(error).__name__}: {error}"[:120]}
-            shown = [f"{r.get('median', float('nan')):.2e}" for r in record.values()]
-            print(f"estimators  {name:20} {kind:9} {who:28} {' '.join(shown)}", flush=True)
+            shown = " ".join(f"{errors.get('median', math.nan):.2e}" for errors in record.values())
+            print(f"estimators  {name:20} {kind:9} {who:28} {shown}", flush=True)
     return {
-        "description": f"n = {SIZE}, random eigenvectors, float64; {_RUNS} runs of the default for the trace, "
-        f"{_OTHER_RUNS} of others, {_DIAGONAL_RUNS} for the diagonal",
+        "description": f"n = {SIZE}, random eigenvectors, float64; {_RUNS} runs of the default for traces, "
+        f"{_OTHER_RUNS} of others, {_DIAGONAL_RUNS} for diagonals",
         "contestants": records,
     }
 

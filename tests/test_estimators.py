@@ -214,6 +214,23 @@ def test_products_are_counted_and_told():
     assert not hesse.estimate_trace(A, products=4, rtol=1e-6).converged
 
 
+def test_an_operator_may_differentiate():
+    """Products made by autograd on the spot, of which nothing is kept."""
+    point = torch.arange(1.0, 9.0, requires_grad=True)
+
+    class Quartic:
+        shape = (8, 8)
+
+        def __matmul__(self, vectors):
+            (gradient,) = torch.autograd.grad((point**4).sum(), point, create_graph=True)
+            columns = [torch.autograd.grad(gradient @ v, point, retain_graph=True)[0] for v in vectors.T]
+            return torch.stack(columns, 1) + 0 * point[:, None]
+
+    found = hesse.estimate_diagonal(Quartic())
+    torch.testing.assert_close(found.value, 12 * point.detach() ** 2)
+    assert not found.value.requires_grad
+
+
 def test_integers_and_tiny_dimensions():
     A = torch.tensor([[2, 1], [1, 5]])
     assert hesse.estimate_trace(A).value == 7

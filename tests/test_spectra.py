@@ -206,6 +206,8 @@ def test_coverage_of_logdet():
         (lambda: hesse.eigsh(torch.eye(3), 0), "k must be a positive integer"),
         (lambda: hesse.eigsh(torch.eye(3), 1, "top"), "which must be"),
         (lambda: hesse.eigsh(torch.eye(3), 1, block=0), "block must be"),
+        (lambda: hesse.eigsh(torch.eye(90), 5, products=6), "products must be at least .* 7, met 6"),
+        (lambda: hesse.eigsh(torch.ones(3, 3).triu(), 1), "A must be symmetric"),
         (lambda: hesse.eigsh(torch.ones(3, 2), 1), "A must be square"),
         (lambda: hesse.eigsh(torch.full((90, 90), math.nan), 1), "holds NaN"),
         (lambda: hesse.spectral_density(torch.eye(3), steps=0), "steps must be"),

@@ -94,8 +94,10 @@ def eigsh(
             raise ArgumentError(f"k must be at most the dimension {wrapped.n}, met {k}")
         size = max(2 * k, _LEAST_COLUMNS) + 4 * block
         if wrapped.n <= size + block:
-            return _dense(wrapped, k, which)
+            return _dense(wrapped, k, which, tol)
         most = products or _PRODUCTS * max(k, 10)
+        if most < k + 2 * block:
+            raise ArgumentError(f"products must be at least k + 2 block = {k + 2 * block}, met {most}")
         wrapped.expect(most)
         return _restarted(wrapped, k, which, tol, most, block, size, Draws(wrapped, seed))
 
@@ -139,14 +141,13 @@ def _restarted(
             process.restart(vectors[None, :, wanted(values, kept, which)])
 
 
-def _dense(A: Products, k: int, which: Which) -> Eigenpairs:
-    matrix = A(torch.eye(A.n, dtype=A.dtype, device=A.device))
-    A.check_symmetric(torch.eye(A.n, dtype=A.dtype, device=A.device), matrix)
+def _dense(A: Products, k: int, which: Which, tol: float) -> Eigenpairs:
+    matrix = A.matrix()
     values, vectors = torch.linalg.eigh(matrix.double())
-    chosen = wanted(values, k, which)
+    allowed, chosen = tol * values.abs().max(), wanted(values, k, which)
     values, vectors = values[chosen].to(A.dtype), vectors[:, chosen].to(A.dtype)
     residuals = (matrix @ vectors - vectors * values).norm(dim=0)
-    return Eigenpairs(values, vectors, residuals, torch.ones_like(residuals, dtype=torch.bool), A.count)
+    return Eigenpairs(values, vectors, residuals, residuals <= allowed, A.count)
 
 
 def _judged(

@@ -58,8 +58,7 @@ class Products:
         columns = vectors.shape[1]
         given = vectors.to(self._taken_in)
         try:
-            with torch.no_grad():
-                result = self._A @ given
+            result = self._A @ given
         except TypeError as error:
             raise ArgumentError(
                 f"A ({type(self._A).__name__}) does not multiply tensors, {error}: {_REMEDY}; one of numpy "
@@ -70,12 +69,19 @@ class Products:
             raise ArgumentError(f"A @ tensor{list(vectors.shape)} must be like it, met {met}: {_REMEDY}")
         self.count += columns
         self._progress.advance(columns)
-        result = result.to(self.device, self.dtype)
+        result = result.detach().to(self.device, self.dtype)
         if not result.isfinite().all():
             raise ArgumentError(
                 f"A @ vectors holds NaN or infinity, by product {self.count}: look at A itself"
             )
         return result
+
+    def matrix(self) -> Tensor:
+        """The whole operator, by its products with the identity."""
+        eye = torch.eye(self.n, dtype=self.dtype, device=self.device)
+        matrix = self(eye)
+        self.check_symmetric(eye, matrix)
+        return matrix
 
     def check_symmetric(self, vectors: Tensor, products: Tensor) -> None:
         """Raise where products that were taken anyway show that A is not symmetric."""

@@ -163,7 +163,7 @@ def spectral_density(
         n = wrapped.n
         if steps * probes >= n:
             wrapped.expect(n)
-            nodes = torch.linalg.eigvalsh(_matrix(wrapped))[None]
+            nodes = torch.linalg.eigvalsh(wrapped.matrix().double())[None]
             return Spectrum(nodes, torch.full_like(nodes, 1 / n), n, wrapped.count, True, seed)
         wrapped.expect(steps * probes)
         room, probe = Budget(memory, wrapped.device).total, (steps + 5) * n * wrapped.dtype.itemsize
@@ -182,10 +182,3 @@ def spectral_density(
             found += process.t.unbind()
         nodes, vectors = torch.linalg.eigh(torch.stack(found))
         return Spectrum(nodes, vectors[:, 0].square(), n, wrapped.count, False, seed)
-
-
-def _matrix(A: Products) -> Tensor:
-    eye = torch.eye(A.n, dtype=A.dtype, device=A.device)
-    matrix = A(eye)
-    A.check_symmetric(eye, matrix)
-    return matrix.double()

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import approximate, operators
+from benchmarks import approximate, estimators, operators
 from benchmarks.cases import Case
 from benchmarks.contestants import (
     QUESTIONS,
@@ -139,7 +139,9 @@ def write(question: str, device: str, cases: dict[str, dict[str, Any]], keep: bo
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--question", choices=[*QUESTIONS, "approximate", "operators", "import"])
+    parser.add_argument(
+        "--question", choices=[*QUESTIONS, "approximate", "operators", "estimators", "import"]
+    )
     cases = [
         *approximate.CASES,
         *operators.ROWS,
@@ -173,6 +175,9 @@ def main() -> None:
                 path = write(name, options.device, answered, keep=options.case is not None)
         if answered:
             print(f"wrote {path.name}")
+    if options.question == "estimators" or not (options.question or options.case):
+        path = write("estimators", options.device, estimators.answer_estimators(), keep=False)
+        print(f"wrote {path.name}")
     if options.question == "import" or not (options.question or options.case):
         path = write("import", options.device, {"import": answer_import(options.repeats)}, keep=False)
         print(f"wrote {path.name}")

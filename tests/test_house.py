@@ -15,6 +15,7 @@ ROOMS = (
     "operators",
     "questions",
     "data",
+    "estimators",
     "answer",
     "work",
     "products",

@@ -5,6 +5,7 @@ from hesse.checks.certificate import Certificate
 from hesse.data.loss import Loss
 from hesse.errors import HesseError, HesseWarning
 from hesse.operators.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
+from hesse.operators.objective import Objective
 from hesse.planning.plan import Estimate, Plan, Share
 from hesse.questions import approximate as _approximate
 from hesse.questions import diagonal as _diagonal
@@ -25,6 +26,7 @@ __all__ = [
     "HesseWarning",
     "HessianOperator",
     "Loss",
+    "Objective",
     "Plan",
     "Result",
     "Share",

@@ -121,8 +121,8 @@ class GaussNewtonOperator(Curvature):
 
     J is the derivative of the model's output z by the parameters, and $\nabla^2_z L$ the Hessian of the loss
     by the output, which is taken by autograd: any loss function will do, also one that is not convex. Of a
-    loss over data it is the sum over batches that the loss is, with the same reduction. What the loss function
-    does with the parameters besides (a penalty) does not count; `A + damping` adds a penalty's curvature.
+    loss over data it is the sum over batches that the loss is, with the same reduction. What the loss
+    function does with the parameters besides (a penalty) does not count; `A + damping` adds that curvature.
 
     Args:
         func: a `Loss`; or a function, or closure, of `inputs` that gives the output z, a tensor.

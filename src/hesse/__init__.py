@@ -4,6 +4,8 @@ from hesse.answer import Result
 from hesse.checks.certificate import Certificate
 from hesse.data.loss import Loss
 from hesse.errors import HesseError, HesseWarning
+from hesse.operators import covariance as _covariance
+from hesse.operators.covariance import Covariance
 from hesse.operators.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
 from hesse.operators.objective import Objective
 from hesse.planning.plan import Estimate, Plan, Share
@@ -19,6 +21,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Certificate",
+    "Covariance",
     "Estimate",
     "FisherOperator",
     "GaussNewtonOperator",
@@ -31,6 +34,7 @@ __all__ = [
     "Result",
     "Share",
     "approximate_diagonal",
+    "covariance",
     "hessian",
     "hessian_blocks",
     "hessian_diagonal",
@@ -42,6 +46,7 @@ __all__ = [
 ]
 
 approximate_diagonal = _uncompiled(_approximate.approximate_diagonal)
+covariance = _uncompiled(_covariance.covariance)
 hessian = _uncompiled(_hessian.hessian)
 hessian_blocks = _uncompiled(_hessian.hessian_blocks)
 hessian_diagonal = _uncompiled(_diagonal.hessian_diagonal)

@@ -37,9 +37,16 @@ def problem():
     y = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
     return (lambda x, y: (x**3).sum() * y.prod() + y.pow(4).sum()), (x, y)
 """
-FORMS = {"model": MODEL, "function": FUNCTION}
+LOSS = MODEL.replace("import torch\n", "import hesse, torch\n", 1).replace(
+    "return model, nn.functional.cross_entropy, inputs, torch.tensor([0, 1, 1, 0, 1])",
+    """targets = torch.tensor([0, 1, 1, 0, 1])
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=2)
+    return hesse.Loss(model, nn.functional.cross_entropy, data)""",
+)
+FORMS = {"model": MODEL, "function": FUNCTION, "loss": LOSS}
 NAMES = {
     "model": ["0.weight", "0.bias", "2.weight", "2.bias"],
+    "loss": ["0.weight", "0.bias", "2.weight", "2.bias"],
     "function": ["inputs[0]", "inputs[1]"],
 }
 # Prints and returns nothing of interest; for what is asked before, or goes wrong after.
@@ -81,7 +88,7 @@ def fail(done, *texts):
 def exact(source):
     """The tensors and the Hessian matrix of a target, by plain autograd."""
     space = {}
-    exec(source, space)
+    exec(MODEL if source == LOSS else source, space)  # a loss over batches is that of all samples
     problem = space["problem"]()
     if len(problem) == 2:
         func, tensors = problem
@@ -189,7 +196,7 @@ def test_options(folder, question):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["model", "function"])
 def test_dtype(folder, form, dtype):
     source = FORMS[form].replace(".double()", "").replace(", dtype=torch.float64", "")
     succeed(folder, source, "--dtype", str(dtype).removeprefix("torch."), "--out", "result")
@@ -324,7 +331,30 @@ def problem():
         succeed(folder, source, "--plot", f"{question}.png", question=question)
 
 
+def test_some_parameters_of_a_loss(folder):
+    source = LOSS.replace("cross_entropy, data)", "cross_entropy, data, params=['2.*'])")
+    table = succeed(folder, source).splitlines()[2:-1]
+    assert [row.split()[0] for row in table] == ["2.weight", "2.bias"]
+    plan = " ".join(succeed(folder, source, question="plan").split())
+    assert "diagonal of 10 coordinates in 2 tensors" in plan
+    assert "of the first of 3 batches" in plan
+
+
+def test_loss_in_the_help():
+    for command in ("diagonal", "hessian", "trace", "plan"):
+        assert "hesse.Loss" in invoke(command, "--help").stdout
+
+
 # Errors
+
+
+@pytest.mark.parametrize("question", ["diagonal", "plan"])
+def test_errors_of_a_loss(folder, question):
+    fail(ask(folder, LOSS, "--dtype", "float32", question=question), "--dtype cannot reach the data")
+    gone = LOSS.replace("cross_entropy, data)", "cross_entropy, iter(data))")
+    fail(ask(folder, gone, question=question), "gone through only once")
+    other = LOSS.replace(".double()", "")
+    fail(ask(folder, other, question=question), "data hold tensors of torch.float64")
 
 
 def wrong_return(value):
@@ -335,7 +365,7 @@ def broken_func(body):
     return f"import torch\ndef f(x):\n    {body}\ndef problem():\n    return f, torch.ones(2)\n"
 
 
-FORM = "(func, inputs) or (model, loss_fn, inputs, targets)"
+FORM = "(func, inputs), (model, loss_fn, inputs, targets) or a hesse.Loss"
 
 
 @pytest.mark.parametrize(

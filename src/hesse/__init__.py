@@ -13,7 +13,10 @@ from hesse.estimators.eigsh import Eigenpairs
 from hesse.estimators.estimate import Estimated
 from hesse.estimators.solve import Solution
 from hesse.estimators.spectrum import Spectrum
+from hesse.operators import covariance as _covariance
+from hesse.operators.covariance import Covariance
 from hesse.operators.curvature import FisherOperator, GaussNewtonOperator, HessianOperator
+from hesse.operators.objective import Objective
 from hesse.planning.plan import Estimate, Plan, Share
 from hesse.questions import approximate as _approximate
 from hesse.questions import diagonal as _diagonal
@@ -27,6 +30,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Certificate",
+    "Covariance",
     "Eigenpairs",
     "Estimate",
     "Estimated",
@@ -36,12 +40,14 @@ __all__ = [
     "HesseWarning",
     "HessianOperator",
     "Loss",
+    "Objective",
     "Plan",
     "Result",
     "Share",
     "Solution",
     "Spectrum",
     "approximate_diagonal",
+    "covariance",
     "eigsh",
     "estimate_diagonal",
     "estimate_trace",
@@ -62,6 +68,7 @@ approximate_diagonal = _uncompiled(_approximate.approximate_diagonal)
 eigsh = _uncompiled(_eigsh.eigsh)
 estimate_diagonal = _uncompiled(_estimate.estimate_diagonal)
 estimate_trace = _uncompiled(_estimate.estimate_trace)
+covariance = _uncompiled(_covariance.covariance)
 hessian = _uncompiled(_hessian.hessian)
 hessian_blocks = _uncompiled(_hessian.hessian_blocks)
 hessian_diagonal = _uncompiled(_diagonal.hessian_diagonal)

@@ -26,9 +26,10 @@ from torch.utils import _pytree as pytree
 
 import hesse
 from hesse.answer import Options, plan_for
+from hesse.data.problem import problem_of
 from hesse.errors import HesseError, HesseWarning
 from hesse.methods.base import Question
-from hesse.problem import Problem, from_function, from_model
+from hesse.problem import Problem, from_model
 from hesse.report import figures, save
 from hesse.report.named import NamedResult
 from hesse.report.table import describe
@@ -98,7 +99,8 @@ def main() -> None:
 
 _TARGET = """\b
 TARGET is file.py:name or package.module:name: a function that takes nothing
-and returns (func, inputs) or (model, loss_fn, inputs, targets).
+and returns (func, inputs), (model, loss_fn, inputs, targets), or a hesse.Loss
+for a model's loss over many batches.
 
 \b
 Example: with a file net.py that says
@@ -263,7 +265,7 @@ def _answered(question: str, problem: tuple[Any, ...], **options: Any) -> NamedR
 
 
 def _known(problem: tuple[Any, ...]) -> Problem:
-    known = from_model(*problem) if len(problem) == 4 else from_function(*problem)
+    known = from_model(*problem) if len(problem) == 4 else problem_of(*problem)
     if not known.tensors:
         raise TargetError(
             "the model has no parameters; there is nothing to differentiate by"
@@ -279,6 +281,11 @@ def _cast(problem: tuple[Any, ...], dtype: torch.dtype) -> None:
     In place, and not by copies: a closure, or a loss with a penalty on the model's weights, reads
     the same tensors, and would go on to read the old ones. They were made for this process alone.
     """
+    if isinstance(problem[0], hesse.Loss):
+        raise TargetError(
+            "--dtype cannot reach the data of a hesse.Loss, which come batch by batch; cast them and the "
+            "model in the function of TARGET"
+        )
     for part in problem:
         for leaf in pytree.tree_leaves(part):
             held = [*leaf.parameters(), *leaf.buffers()] if isinstance(leaf, torch.nn.Module) else [leaf]
@@ -343,10 +350,13 @@ def _returned(module: ModuleType, place: str, name: str) -> tuple[Any, ...]:
         )
     with _blamed(f"{name}() of {place} failed"):
         problem = function()
+    if isinstance(problem, hesse.Loss):
+        return problem, None  # it knows what it is differentiated by
     if not isinstance(problem, (tuple, list)) or len(problem) not in (2, 4):
         met = f"{len(problem)} values" if isinstance(problem, (tuple, list)) else type(problem).__name__
         raise TargetError(
-            f"{name}() of {place} must return (func, inputs) or (model, loss_fn, inputs, targets), met {met}"
+            f"{name}() of {place} must return (func, inputs), (model, loss_fn, inputs, targets) or a "
+            f"hesse.Loss, met {met}"
         )
     # An iterator, model.parameters() say, is read more than once.
     return tuple(list(part) if isinstance(part, Iterator) else part for part in problem)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 from hesse.data import batches, checks
 from hesse.data.parameters import selected
 from hesse.errors import ArgumentError, NotATensorError, NotDeterministicError, OutputError
-from hesse.look.evaluation import evaluated, glanced
+from hesse.look.evaluation import glanced, value_and_gradient
 from hesse.problem import ModelOutput, Problem, Summand, require_usable, scalar
 from hesse.runtime.random_state import random_state_kept
 from hesse.runtime.total import Total
@@ -139,16 +139,7 @@ class Loss:
 
     def value_and_gradient(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and its gradient by parameter name."""
-        total = Total()
-        with random_state_kept():
-            for summand in self.problem().summands or ():
-                with evaluated(summand.problem) as evaluation:
-                    parts, _ = evaluation.gradients([], create_graph=False)
-                    value = evaluation.value.detach()
-                pairs = zip(parts, self.params.values(), strict=True)
-                full = [torch.zeros_like(leaf) if part is None else part for part, leaf in pairs]
-                total.add(summand.weight, (value, full))
-        value, full = total.value
+        value, full = value_and_gradient(self.problem())
         return value, dict(zip(self.params, full, strict=True))
 
     def problem(self, of_output: OfOutput | None = None) -> Problem:

@@ -25,10 +25,12 @@ from hesse.errors import (
     PrecisionWarning,
     warn,
 )
-from hesse.problem import ModelOutput, Problem
+from hesse.problem import ModelOutput, Problem, Summand
 from hesse.runtime.graph import nodes, variables
 from hesse.runtime.isolation import isolated
 from hesse.runtime.plain import called_plainly
+from hesse.runtime.random_state import random_state_kept
+from hesse.runtime.total import Total
 from hesse.runtime.watch import Watch
 from hesse.structure import NoStructure, sought
 from hesse.tape.composites import LAYERED, TakenApart
@@ -118,6 +120,21 @@ def evaluated(
         if customs:  # a backward inside of theirs writes gradients into leaves
             watch.keep_gradients([*leaves, *variables([value])])
         yield Evaluation(value, leaves, customs, watch, seconds, tape, untaped, _output(problem))
+
+
+def value_and_gradient(problem: Problem) -> tuple[Tensor, list[Tensor]]:
+    """The value and its derivative by every tensor; of a sum, one summand after the other."""
+    total = Total()
+    with random_state_kept():
+        for summand in problem.summands or [Summand(1.0, problem, None)]:
+            with evaluated(summand.problem) as evaluation:
+                parts, _ = evaluation.gradients([], create_graph=False)
+                value = evaluation.value.detach()
+            pairs = zip(parts, problem.tensors, strict=True)
+            full = [torch.zeros_like(leaf) if part is None else part for part, leaf in pairs]
+            total.add(summand.weight, (value, full))
+    found: tuple[Tensor, list[Tensor]] = total.value
+    return found
 
 
 def evaluated_plainly(problem: Problem, calls: frozenset[str]) -> Evaluation | None:

@@ -8,6 +8,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= hesse-demo
+# laplace-torch and BackPACK, and what they import. They ask for torchvision too, which nothing here uses and which would
+# replace torch, so they come without dependencies.
+LAPLACE := laplace-torch asdfghjkl backpack-for-pytorch curvlinops-for-pytorch einconv einops lightning-utilities \
+	linear_operator opt_einsum torchmetrics unfoldNd
 
 .PHONY: demo test lint bench models audit clean
 
@@ -22,11 +26,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# BackPACK asks for torchvision, which it does not use here and which would replace torch; curvlinops for BackPACK.
+# What curvlinops imports beside.
 bench: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
-		backpack-for-pytorch curvlinops-for-pytorch einops einconv unfoldNd linear_operator jaxtyping \
-		wadler_lindig opt_einsum
+		jaxtyping wadler_lindig
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.table
 
@@ -48,6 +51,7 @@ $(VENV)-models/.installed: pyproject.toml constraints.txt benchmarks/models/cons
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps $(LAPLACE)
 	touch $@
 
 clean:

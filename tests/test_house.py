@@ -11,6 +11,7 @@ ROOMS = (
     "cli",
     "demo",
     "report",
+    "integrations",
     "__init__",
     "operators",
     "questions",

@@ -90,6 +90,9 @@ class Nystrom:
     def result(self) -> tuple[Tensor, Tensor]:
         """Value and standard error, in float64."""
         known = self._known
+        if not self._y.any():  # the zero operator, of which the shift would be all
+            zero = self._y.new_zeros(() if self._kind == "trace" else self._A.n, dtype=torch.float64)
+            return zero, zero
         lacking, h = known.left_out()
         if self._kind == "trace":
             base, n = known.f.square().sum(), self._A.n

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from statistics import NormalDist
 from typing import Any, Literal
 
 import torch
@@ -55,7 +54,7 @@ class Covariance:
         """
         if not 0 < level < 1:
             raise ArgumentError(f"level must be between 0 and 1, say 0.95, met {level!r}")
-        quantile = NormalDist().inv_cdf((1 + level) / 2)
+        quantile = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)).item()
         lower, upper = (
             pytree.tree_map(lambda x, e, q=q: x + q * e, self.estimates, self.standard_errors)
             for q in (-quantile, quantile)

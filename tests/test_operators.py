@@ -657,3 +657,15 @@ def test_an_output_that_is_no_tensor(make):
     assert relative_error(make(mended) @ v, make(plain) @ v) < TOLERANCE
     with pytest.raises(errors.ArgumentError, match=r"loss_fn is None.*pass loss_fn"):
         make(Loss(model, None, (data, targets), forward=lambda model, batch: model(batch[0])[0].sum())) @ v
+
+
+def test_complex_arrays_keep_both_parts():
+    A = HessianOperator(lambda v: 3 * v.square().sum(), torch.ones(3, dtype=torch.float64))
+    given = np.arange(3) + 2j
+    np.testing.assert_allclose(A.to_scipy() @ given, 6 * given)
+
+
+def test_an_array_is_told_where_to_go():
+    A = HessianOperator(lambda v: 3 * v.square().sum(), torch.ones(3))
+    with pytest.raises(errors.NotATensorError, match=r"v is an array; pass torch.from_numpy\(v\)"):
+        A @ np.ones(3)

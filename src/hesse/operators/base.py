@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hesse.errors import ArgumentError
+from hesse.errors import ArgumentError, NotATensorError
 from hesse.problem import Problem
 
 if TYPE_CHECKING:
@@ -90,6 +90,10 @@ class Operator(ABC):
         """
         if isinstance(v, Tensor) and v.dim() in (1, 2) and len(v) == self.shape[0]:
             return self._of_flat(v)
+        if hasattr(v, "__array__") and not isinstance(v, Tensor):
+            raise NotATensorError(
+                "v is an array; pass torch.from_numpy(v), or multiply A.to_scipy(), which takes and gives arrays"
+            )
         if isinstance(v, Tensor) and v.shape not in {tensor.shape for tensor in self.structure.tensors}:
             raise ArgumentError(
                 f"v must be a vector [{self.shape[0]}] or a matrix of columns [{self.shape[0]}, k], met "
@@ -168,6 +172,8 @@ class Operator(ABC):
         dtype = torch.promote_types(self.dtype, torch.float32)  # numpy has no bfloat16
 
         def product(v: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            if v.dtype.kind == "c":
+                return product(v.real) + 1j * product(v.imag)
             given = torch.from_numpy(np.array(v, copy=True)).to(self.device, dtype)
             flat = given.reshape(self.shape[0]) if given.dim() == 1 or given.shape[1] == 1 else given
             found: np.ndarray[Any, Any] = (self @ flat).reshape(given.shape).cpu().numpy()

@@ -103,7 +103,8 @@ class HesseGGN(_ByOperator, GGNInterface):  # type: ignore[misc]
             return GaussNewtonOperator(loss)
         seeds: list[int] = torch.randint(2**62, (self.num_samples,)).tolist()
         first, *others = (FisherOperator(loss, "sampled", seed=seed) for seed in seeds)
-        return sum(others, start=first * 1.0) * (1 / self.num_samples)
+        mean: Operator = sum(others, start=first * 1.0) * (1 / self.num_samples)
+        return mean
 
 
 class HesseHessian(_ByOperator):

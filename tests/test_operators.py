@@ -669,3 +669,23 @@ def test_an_array_is_told_where_to_go():
     A = HessianOperator(lambda v: 3 * v.square().sum(), torch.ones(3))
     with pytest.raises(errors.NotATensorError, match=r"v is an array; pass torch.from_numpy\(v\)"):
         A @ np.ones(3)
+
+
+def test_random_numbers_without_a_say_are_looked_at_once():
+    calls = []
+    layer = nn.Linear(3, 1).double()
+
+    class Counted(nn.Module):
+        def forward(self, inputs):
+            calls.append(len(inputs))
+            return F.dropout(layer(inputs), 0.0, training=True)
+
+    model = Counted()
+    model.layer = layer
+    loss = Loss(model, F.mse_loss, [(x(4, 3), x(4, 1)), (x(2, 3), x(2, 1))])
+    A = HessianOperator(loss)
+    # At the first product also: the first batch and its halves for the reduction, and the first batch again.
+    for evaluations in (2 + 3 + 1, 2):
+        calls.clear()
+        A @ torch.ones(4, dtype=torch.float64)
+        assert len(calls) == evaluations

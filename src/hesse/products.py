@@ -43,10 +43,12 @@ class Practice:
     Attributes:
         learned: what it calls, where none of that needs isolation; None before the first one.
         size: of chunks of many vectors, the one that paid.
+        deterministic: it draws random numbers, and was seen not to depend on them.
     """
 
     learned: Learned | None = None
     size: int = 0
+    deterministic: bool = False
 
     def learn(self, evaluation: Evaluation) -> None:
         """From an evaluation in isolation, unless something is known."""
@@ -221,8 +223,9 @@ def differentiable(
                 require_influence(problem, gradient, curved=True)
             yield gradient
             practice.learn(evaluation)
-        if random_numbers.used:  # they may be what the function depends on (dropout)
+        if random_numbers.used and not practice.deterministic:  # they may be what it depends on (dropout)
             require_deterministic(gradient.value, glanced(problem).value)
+            practice.deterministic = True
 
 
 def _require_finite(problem: Problem, products: Sequence[Tensor]) -> None:

@@ -7,12 +7,14 @@ import sys
 HEAVY = ["matplotlib", "sklearn", "scipy", "click", "safetensors", "tqdm", "torch._dynamo", "networkx"]
 SCRIPT = """
 import gc, json, sys, time
+began = time.process_time()
 import torch
+whole = time.process_time() - began
 gc.collect()  # of what torch left, which is not ours to count
 before = set(sys.modules)
 start = time.process_time()
 import hesse
-print(json.dumps([time.process_time() - start, sorted(set(sys.modules) - before)]))
+print(json.dumps([(time.process_time() - start) / whole, sorted(set(sys.modules) - before)]))
 """
 
 
@@ -21,7 +23,7 @@ def test_import_adds_little_to_torch():
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
         runs.append(json.loads(done.stdout))
-    assert min(seconds for seconds, _ in runs) < 0.2
+    assert min(share for share, _ in runs) < 1 / 3  # of what torch takes, however fast the machine is
     loaded = set(runs[0][1])
     assert not loaded.intersection(HEAVY)
 

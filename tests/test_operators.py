@@ -667,7 +667,7 @@ def test_complex_arrays_keep_both_parts():
 
 def test_an_array_is_told_where_to_go():
     A = HessianOperator(lambda v: 3 * v.square().sum(), torch.ones(3))
-    with pytest.raises(errors.NotATensorError, match=r"v is an array; pass torch.from_numpy\(v\)"):
+    with pytest.raises(errors.NotATensorError, match=r"met an array; pass torch.from_numpy\(v\)"):
         A @ np.ones(3)
 
 

@@ -34,6 +34,8 @@ def is_batch(data: Any) -> bool:
 
 def moved(batch: Any, device: torch.device) -> Any:
     """The batch on a device."""
+    if isinstance(batch, Tensor):
+        return batch if batch.device == device else batch.to(device)
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, (Mapping, UserDict)):
@@ -59,9 +61,13 @@ def targets(batch: Any) -> Any:
 
 def tensors(batch: Any) -> Iterator[Tensor]:
     """All tensors in a batch, as far as they can be seen."""
-    for leaf in pytree.tree_leaves(_plain(batch)):
-        if isinstance(leaf, Tensor):
-            yield leaf
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (tuple, list)):
+        for part in batch:
+            yield from tensors(part)
+    else:
+        yield from (leaf for leaf in pytree.tree_leaves(_plain(batch)) if isinstance(leaf, Tensor))
 
 
 def counted(batch: Any, samples: Count | None) -> int:

@@ -155,9 +155,12 @@ class Loss:
         return self._of_batch(None, None, batch, 0, 0)
 
     def _as_problem(self, evaluate_at: Callable[[Any], Tensor], slot: ModelOutput | None) -> Problem:
-        spec = pytree.tree_flatten(self.params)[1]
         tensors = tuple(self.params.values())
-        return Problem(tensors, spec, evaluate_at, True, lambda: list(self.params), {}, slot)
+        return Problem(tensors, self._spec, evaluate_at, True, lambda: list(self.params), {}, slot)
+
+    @cached_property
+    def _spec(self) -> pytree.TreeSpec:
+        return pytree.tree_flatten(self.params)[1]
 
     def _of_batch(
         self, of_output: OfOutput | None, slot: ModelOutput | None, batch: Any, number: int, count: int

@@ -92,7 +92,7 @@ class Operator(ABC):
             return self._of_flat(v)
         if hasattr(v, "__array__") and not isinstance(v, Tensor):
             raise NotATensorError(
-                "v is an array; pass torch.from_numpy(v), or multiply A.to_scipy(), which takes arrays"
+                "v must be a tensor, met an array; pass torch.from_numpy(v), or multiply A.to_scipy()"
             )
         if isinstance(v, Tensor) and v.shape not in {tensor.shape for tensor in self.structure.tensors}:
             raise ArgumentError(

@@ -179,11 +179,7 @@ class Problem:
 
     def leaves_of(self, packed: Any) -> list[Any]:
         """One value per tensor, of what `pack` gave."""
-        flat = (
-            self.spec.flatten_up_to(packed)
-            if hasattr(self.spec, "flatten_up_to")
-            else pytree.tree_leaves(packed)
-        )
+        flat = self.spec.flatten_up_to(packed)
         return [value for i, value in enumerate(flat) if i not in self.integers]
 
     def unpack(self, argument: str, container: Any) -> list[Tensor]:

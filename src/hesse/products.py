@@ -230,7 +230,7 @@ def differentiable(
 
 def _require_finite(problem: Problem, products: Sequence[Tensor]) -> None:
     """Warn of products of a sum that are not finite, and why."""
-    if math.isfinite(total(products).item()) or all(map(is_finite, products)):
+    if _finite(products):
         return
     trouble = None
     for summand in problem.summands or [Summand(1.0, problem, None)]:
@@ -243,7 +243,11 @@ def _require_finite(problem: Problem, products: Sequence[Tensor]) -> None:
 
 def _warn_of_non_finite(problem: Problem, gradient: Gradient, products: Sequence[Tensor]) -> None:
     """Warn of what is not finite."""
-    # A sum is the cheapest test; if it overflows, the second test finds nothing.
-    if not math.isfinite(total(products).item()) and not all(map(is_finite, products)):
+    if not _finite(products):
         trouble = first_non_finite(problem, gradient)
         warn(NonFiniteWarning, trouble or "the product holds a NaN or an infinity")
+
+
+def _finite(products: Sequence[Tensor]) -> bool:
+    """Is all of them finite? A sum is the cheapest test; where it overflows, each is looked at."""
+    return math.isfinite(total(products).item()) or all(map(is_finite, products))
